@@ -1,0 +1,3 @@
+//! tidemill.toml and the environment → [`Config`], checked; binds nothing.
+
+pub mod units;
