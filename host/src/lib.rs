@@ -2,5 +2,9 @@
 
 pub mod attempt;
 pub mod broker;
-pub mod config;
+pub mod consumer;
 pub mod guest;
+pub mod metrics;
+pub mod settle;
+#[path = "config/units.rs"]
+pub mod units_tmp;
