@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 pub use self::roster::{Roster, Running, State};
@@ -21,7 +20,7 @@ use self::stamp::Stamp;
 use crate::broker::{Broker, Producer};
 use crate::config::Problem;
 use crate::config::manifest::{self, HandlerSpec};
-use crate::consumer::{Group, Membership};
+use crate::consumer::Group;
 use crate::guest::folder::Watch;
 use crate::guest::live::LiveHandler;
 use crate::guest::{Backends, Engine, LoadError};
@@ -198,9 +197,7 @@ impl<B: Broker> Fleet<B> {
         if self.refused.get(name).is_some_and(|refused| refused.stamp == stamp && refused.at.elapsed() < LOOK_AGAIN_INTERVAL) {
             return;
         }
-        if !stamp.is_settled().await {
-            return;
-        }
+        let Some(stamp) = Stamp::settled(folder).await else { return };
         let result = match &known {
             Some(running) if running.seen().same_manifest(&stamp) => self.swap(running).await,
             Some(running) => self.replace(name, running, folder).await,
@@ -209,6 +206,7 @@ impl<B: Broker> Fleet<B> {
         match result {
             Ok(()) => {
                 self.refused.remove(name);
+                self.roster.accepted(name);
                 if let Some(running) = self.roster.get(name) {
                     running.saw(stamp);
                 }
@@ -364,8 +362,3 @@ async fn stop_handler(running: &Arc<Running>) {
         tracing::error!(handler = running.spec.name, %error, "the handler's task ended badly");
     }
 }
-
-/// Wakes whoever waits for a change of the roster; see [`Roster::changed`].
-type Changed = Arc<Notify>;
-/// The membership of a handler that has not started.
-type Fresh = Arc<Membership>;

@@ -25,6 +25,8 @@ struct FileStamp {
 
 /// A file that was written to within this time may not be whole yet.
 const SETTLE_TIME: Duration = Duration::from_millis(250);
+/// A file that is written to for longer than this many times `SETTLE_TIME` is looked at again later.
+const LOOKS_MAX: usize = 8;
 
 impl Stamp {
     pub(super) fn of(folder: &Path) -> Self {
@@ -38,17 +40,17 @@ impl Stamp {
         self.manifest == other.manifest
     }
 
-    /// Whether nothing was written to for a while; a writer that is still at it is looked at again on the next event.
-    pub(super) async fn is_settled(&self) -> bool {
-        let newest = self.files.values().filter_map(|file| file.modified).max();
-        let age = newest.and_then(|newest| newest.elapsed().ok());
-        match age {
-            Some(age) if age < SETTLE_TIME => {
-                tokio::time::sleep(SETTLE_TIME - age).await;
-                false
+    /// The stamp once nothing was written to for a while; `None` while a writer is still at it.
+    pub(super) async fn settled(folder: &Path) -> Option<Self> {
+        for _ in 0..LOOKS_MAX {
+            let stamp = Self::of(folder);
+            let newest = stamp.files.values().filter_map(|file| file.modified).max();
+            match newest.and_then(|newest| newest.elapsed().ok()) {
+                Some(age) if age < SETTLE_TIME => tokio::time::sleep(SETTLE_TIME - age).await,
+                Some(_) | None => return Some(stamp),
             }
-            Some(_) | None => true,
         }
+        None
     }
 }
 
