@@ -1,0 +1,255 @@
+//! Which record may run next: in order per lane, bounded in all.
+//!
+//! LANE-1: of one lane at most one call runs, and its records run in offset order.
+//! LANE-2: no lane starves: lanes that are ready run in the order in which they became so.
+
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use crate::record::Record;
+
+/// Which records must run one after another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// All of a partition: one call at a time.
+    Partition,
+    /// Those with the same key; all null keys are one lane.
+    Key,
+}
+
+/// A lane's number while it holds records. Numbers are used again.
+pub type LaneId = u32;
+
+/// A record that waits or runs, with its history in this assignment.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The record.
+    pub record: Record,
+    /// The lane that it belongs to.
+    pub lane: LaneId,
+    /// Calls that failed on it alone.
+    pub tries: u32,
+    /// Those of `tries` that cost an attempt.
+    pub charged: u32,
+    /// The largest call that it may be part of. A failed call of many is halved until the culprit is alone.
+    pub call_records_max: u32,
+}
+
+/// The lanes of one partition.
+#[derive(Debug)]
+pub struct Lanes {
+    order: Order,
+    lanes: Vec<Lane>,
+    /// Emptied lanes, whose memory is used again.
+    free: Vec<LaneId>,
+    by_key: BTreeMap<Key, LaneId>,
+    /// The lane of null keys, and of everything under [`Order::Partition`].
+    keyless: Option<LaneId>,
+    /// Idle lanes that hold a record, longest ready first. Invariant: their state is `Ready`.
+    ready: VecDeque<LaneId>,
+    /// Lanes that wait to try again. Invariant: their state is `Waiting` with that time.
+    waiting: BTreeSet<(Duration, LaneId)>,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    key: Option<Key>,
+    queue: VecDeque<Entry>,
+    state: State,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Holds nothing and is in `free`.
+    #[default]
+    Free,
+    Ready,
+    /// Its first records are in a call.
+    Running,
+    Waiting,
+}
+
+/// A key, by reference to the first record that brought it: a new lane allocates nothing.
+#[derive(Debug, Clone)]
+struct Key(Record);
+
+impl Key {
+    fn bytes(&self) -> &[u8] {
+        self.0.key().unwrap_or_default()
+    }
+}
+
+impl Borrow<[u8]> for Key {
+    fn borrow(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes() == other.bytes()
+    }
+}
+
+impl Eq for Key {}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.bytes().cmp(other.bytes())
+    }
+}
+
+impl Lanes {
+    /// No lanes yet.
+    pub fn new(order: Order) -> Self {
+        Self {
+            order,
+            lanes: Vec::new(),
+            free: Vec::new(),
+            by_key: BTreeMap::new(),
+            keyless: None,
+            ready: VecDeque::new(),
+            waiting: BTreeSet::new(),
+        }
+    }
+
+    /// Puts a delivered record at the end of its lane.
+    pub fn push(&mut self, record: Record) {
+        let id = self.lane_of(&record);
+        let lane = &mut self.lanes[id as usize];
+        lane.queue.push_back(Entry { record, lane: id, tries: 0, charged: 0, call_records_max: u32::MAX });
+        if lane.state == State::Free {
+            lane.state = State::Ready;
+            self.ready.push_back(id);
+        }
+    }
+
+    fn lane_of(&mut self, record: &Record) -> LaneId {
+        let key = if self.order == Order::Key { record.key() } else { None };
+        let known = match key {
+            Some(key) => self.by_key.get(key).copied(),
+            None => self.keyless,
+        };
+        if let Some(id) = known {
+            return id;
+        }
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.lanes.push(Lane::default());
+            (self.lanes.len() - 1) as LaneId
+        });
+        match key {
+            Some(_) => {
+                let key = Key(record.clone());
+                self.lanes[id as usize].key = Some(key.clone());
+                self.by_key.insert(key, id);
+            }
+            None => self.keyless = Some(id),
+        }
+        id
+    }
+
+    /// Takes the records of the next call: ready lanes in turn, from each its first records, in offset order overall.
+    pub fn take(&mut self, records_max: usize, bytes_max: usize) -> Vec<Entry> {
+        let mut taken = Vec::with_capacity(records_max.min(self.ready.len().max(8)));
+        let mut room = Room { records: records_max.max(1), bytes: bytes_max };
+        while let Some(&id) = self.ready.front() {
+            let before = taken.len();
+            let lane = &mut self.lanes[id as usize];
+            while let Some(entry) = lane.queue.front()
+                && room.admits(entry, taken.len())
+            {
+                room.take(entry);
+                taken.extend(lane.queue.pop_front());
+            }
+            if taken.len() == before {
+                break;
+            }
+            lane.state = State::Running;
+            self.ready.pop_front();
+        }
+        taken.sort_unstable_by_key(|entry| entry.record.offset());
+        taken
+    }
+
+    /// Ends a lane's call: `left` are its records that are not settled, in offset order; they run before what came later.
+    pub fn returned(&mut self, id: LaneId, left: impl DoubleEndedIterator<Item = Entry>, wait_until: Option<Duration>) {
+        let lane = &mut self.lanes[id as usize];
+        debug_assert_eq!(lane.state, State::Running, "LANE-1: only a running lane returns");
+        for entry in left.rev() {
+            lane.queue.push_front(entry);
+        }
+        if lane.queue.is_empty() {
+            self.retire(id);
+        } else if let Some(until) = wait_until {
+            lane.state = State::Waiting;
+            self.waiting.insert((until, id));
+        } else {
+            lane.state = State::Ready;
+            self.ready.push_back(id);
+        }
+    }
+
+    fn retire(&mut self, id: LaneId) {
+        let lane = &mut self.lanes[id as usize];
+        lane.state = State::Free;
+        match lane.key.take() {
+            Some(key) => {
+                self.by_key.remove(key.bytes());
+            }
+            None => self.keyless = None,
+        }
+        self.free.push(id);
+    }
+
+    /// Makes lanes ready whose wait is over.
+    pub fn wake(&mut self, now: Duration) {
+        while let Some(&(until, id)) = self.waiting.first()
+            && until <= now
+        {
+            self.waiting.pop_first();
+            self.lanes[id as usize].state = State::Ready;
+            self.ready.push_back(id);
+        }
+    }
+
+    /// When the next waiting lane becomes ready.
+    pub fn next_wake(&self) -> Option<Duration> {
+        self.waiting.first().map(|(until, _)| *until)
+    }
+
+    /// Whether a lane is ready to run.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// How many lanes wait to try again.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+}
+
+/// What still fits into a call.
+struct Room {
+    records: usize,
+    bytes: usize,
+}
+
+impl Room {
+    /// The first record of a call always fits, whatever its size.
+    fn admits(&self, entry: &Entry, taken: usize) -> bool {
+        let records = self.records.min((entry.call_records_max as usize).saturating_sub(taken));
+        taken == 0 || (records > 0 && entry.record.bytes() <= self.bytes)
+    }
+
+    fn take(&mut self, entry: &Entry) {
+        self.records = (self.records - 1).min(entry.call_records_max as usize - 1);
+        self.bytes = self.bytes.saturating_sub(entry.record.bytes());
+    }
+}

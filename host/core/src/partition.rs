@@ -1,0 +1,287 @@
+//! One assigned partition as a state machine: (now, [`Event`]) in, [`Action`]s out.
+//!
+//! It is owned by one task (ARCH-5) and lives as long as one assignment of the partition. `now` is any clock that never
+//! goes back, as the time since a moment of the caller's choice.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::lanes::{Entry, LaneId, Lanes, Order};
+use crate::offset_tracker::OffsetTracker;
+use crate::record::{Chunk, Offset, Record};
+
+/// The bounds of one partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bounds {
+    /// Records of a call.
+    pub call_records_max: usize,
+    /// Bytes of a call; one larger record still goes alone.
+    pub call_bytes_max: usize,
+    /// Calls that run at once; under [`Order::Partition`] it is one in any case.
+    pub calls_max: usize,
+    /// Records that are received and not settled.
+    pub records_max: usize,
+    /// Their bytes. One delivery may pass it.
+    pub bytes_max: usize,
+    /// Delivered records from the first unsettled one on: what a crash repeats at most.
+    pub span_max: usize,
+}
+
+/// Something that happened to the partition.
+#[derive(Debug)]
+pub enum Event {
+    /// The reader delivered records.
+    Received(Arc<Chunk>),
+    /// A call may start: the handler has an instance to spare. Answered with at most one [`Action::Invoke`].
+    Slot,
+    /// A call ended, with one verdict for each of its records, in order.
+    Returned {
+        /// The call.
+        call: CallId,
+        /// What became of its records.
+        verdicts: Vec<Verdict>,
+    },
+    /// Time passed.
+    Timer,
+    /// The broker takes the partition, or the handler stops: start nothing more.
+    Revoked,
+}
+
+/// What the caller has to do.
+#[derive(Debug)]
+pub enum Action {
+    /// Call the guest with these records and answer with [`Event::Returned`].
+    Invoke(Call),
+    /// This offset may be committed now; it replaces any earlier one.
+    Commit(Offset),
+    /// After [`Event::Revoked`]: nothing runs any more.
+    Drained,
+}
+
+/// Names a call within its partition.
+pub type CallId = u64;
+
+/// Records for one call of the guest.
+#[derive(Debug)]
+pub struct Call {
+    /// Its name in [`Event::Returned`].
+    pub id: CallId,
+    /// The records, in offset order.
+    pub records: Vec<CallRecord>,
+}
+
+/// A record in a call.
+#[derive(Debug, Clone)]
+pub struct CallRecord {
+    /// The record.
+    pub record: Record,
+    /// Its lane, to tell what comes after what.
+    pub lane: LaneId,
+    /// Calls that failed on it alone, before this one.
+    pub tries: u32,
+    /// Those of `tries` that cost an attempt.
+    pub charged: u32,
+}
+
+/// What became of a record in a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Its life ends here: handled, skipped or dead-lettered, and everything it did is safe.
+    Settled,
+    /// It failed: its lane waits.
+    Retry {
+        /// For how long.
+        after: Duration,
+        /// Whether it cost an attempt.
+        charge: bool,
+    },
+    /// The call failed as a whole and had several records: nobody is charged, and it comes again in a smaller call.
+    Halve,
+    /// It was not processed: it comes again at once, at no cost.
+    Untouched,
+}
+
+/// One assigned partition.
+#[derive(Debug)]
+pub struct Partition {
+    bounds: Bounds,
+    lanes: Lanes,
+    /// `None` until the first delivery tells where reading began.
+    tracker: Option<OffsetTracker>,
+    calls: BTreeMap<CallId, Vec<Entry>>,
+    next_call: CallId,
+    /// Bytes received and not settled.
+    bytes: usize,
+    /// The offset of the last [`Action::Commit`].
+    announced: Option<Offset>,
+    revoked: bool,
+}
+
+impl Partition {
+    /// Starts with nothing received.
+    pub fn new(order: Order, bounds: Bounds) -> Self {
+        let calls_max = if order == Order::Partition { 1 } else { bounds.calls_max.max(1) };
+        Self {
+            bounds: Bounds { calls_max, ..bounds },
+            lanes: Lanes::new(order),
+            tracker: None,
+            calls: BTreeMap::new(),
+            next_call: 0,
+            bytes: 0,
+            announced: None,
+            revoked: false,
+        }
+    }
+
+    /// Takes an event and adds what is to be done to `actions`.
+    pub fn on(&mut self, now: Duration, event: Event, actions: &mut Vec<Action>) {
+        match event {
+            Event::Received(chunk) => self.received(&chunk),
+            Event::Slot => self.slot(actions),
+            Event::Returned { call, verdicts } => self.returned(now, call, &verdicts, actions),
+            Event::Timer => self.lanes.wake(now),
+            Event::Revoked => self.revoked(actions),
+        }
+    }
+
+    /// How many records may be received now. At 0 the reader is left alone: that is the back-pressure.
+    pub fn room(&self) -> usize {
+        if self.revoked || self.bytes >= self.bounds.bytes_max {
+            return 0;
+        }
+        let (pending, span) = self.tracker.as_ref().map_or((0, 0), |t| (t.pending(), t.span()));
+        let records = self.bounds.records_max.saturating_sub(pending);
+        records.min(self.bounds.span_max.saturating_sub(span))
+    }
+
+    /// Bytes that may be received now.
+    pub fn room_bytes(&self) -> usize {
+        self.bounds.bytes_max.saturating_sub(self.bytes)
+    }
+
+    /// Whether a [`Event::Slot`] would start a call.
+    pub fn wants_slot(&self) -> bool {
+        !self.revoked && self.calls.len() < self.bounds.calls_max && self.lanes.has_ready()
+    }
+
+    /// When to send [`Event::Timer`] next.
+    pub fn next_timer(&self) -> Option<Duration> {
+        self.lanes.next_wake()
+    }
+
+    /// How many records are received and not settled.
+    pub fn pending(&self) -> usize {
+        self.tracker.as_ref().map_or(0, OffsetTracker::pending)
+    }
+
+    /// How many lanes wait to try again.
+    pub fn lanes_waiting(&self) -> usize {
+        self.lanes.waiting()
+    }
+
+    /// The offset to commit; `None` before the first delivery.
+    pub fn committable(&self) -> Option<Offset> {
+        self.tracker.as_ref().map(OffsetTracker::committable)
+    }
+
+    fn received(&mut self, chunk: &Arc<Chunk>) {
+        if self.revoked {
+            return;
+        }
+        for record in chunk.records() {
+            let tracker = self.tracker.get_or_insert_with(|| OffsetTracker::new(record.offset()));
+            tracker.received(record.offset());
+            self.announced.get_or_insert(record.offset());
+            self.bytes += record.bytes();
+            self.lanes.push(record);
+        }
+    }
+
+    fn slot(&mut self, actions: &mut Vec<Action>) {
+        if !self.wants_slot() {
+            return;
+        }
+        let entries = self.lanes.take(self.bounds.call_records_max, self.bounds.call_bytes_max);
+        let records = entries
+            .iter()
+            .map(|entry| CallRecord {
+                record: entry.record.clone(),
+                lane: entry.lane,
+                tries: entry.tries,
+                charged: entry.charged,
+            })
+            .collect();
+        let id = self.next_call;
+        self.next_call += 1;
+        self.calls.insert(id, entries);
+        actions.push(Action::Invoke(Call { id, records }));
+    }
+
+    fn returned(&mut self, now: Duration, call: CallId, verdicts: &[Verdict], actions: &mut Vec<Action>) {
+        let Some(entries) = self.calls.remove(&call) else { return };
+        assert_eq!(entries.len(), verdicts.len(), "a call returns one verdict for each of its records");
+        let call_records = entries.len() as u32;
+        // The records of a lane side by side, each lane's in offset order: the sort is stable.
+        let mut returned: Vec<(Entry, Verdict)> = entries.into_iter().zip(verdicts.iter().copied()).collect();
+        for (entry, verdict) in &returned {
+            if *verdict == Verdict::Settled {
+                self.settle(&entry.record);
+            }
+        }
+        returned.sort_by_key(|(entry, _)| entry.lane);
+        for lane in returned.chunk_by_mut(|(a, _), (b, _)| a.lane == b.lane) {
+            self.lane_returned(now, call_records, lane);
+        }
+        if self.revoked && self.calls.is_empty() {
+            self.commit(actions);
+            actions.push(Action::Drained);
+        } else {
+            self.commit(actions);
+        }
+    }
+
+    fn lane_returned(&mut self, now: Duration, call_records: u32, lane: &mut [(Entry, Verdict)]) {
+        let id = lane[0].0.lane;
+        let mut wait_until = None;
+        for (entry, verdict) in lane.iter_mut() {
+            match *verdict {
+                Verdict::Settled | Verdict::Untouched => {}
+                Verdict::Retry { after, charge } => {
+                    entry.tries += 1;
+                    entry.charged += u32::from(charge);
+                    wait_until.get_or_insert(now + after);
+                }
+                Verdict::Halve => entry.call_records_max = (call_records / 2).max(1),
+            }
+        }
+        let left = lane.iter().filter(|(_, verdict)| *verdict != Verdict::Settled).map(|(entry, _)| entry.clone());
+        self.lanes.returned(id, left, wait_until);
+    }
+
+    fn settle(&mut self, record: &Record) {
+        self.bytes -= record.bytes();
+        let tracker = self.tracker.as_mut().expect("OFF-1: a settled record was received");
+        tracker.settled(record.offset());
+    }
+
+    fn commit(&mut self, actions: &mut Vec<Action>) {
+        let committable = self.committable();
+        if committable > self.announced {
+            self.announced = committable;
+            actions.extend(committable.map(Action::Commit));
+        }
+    }
+
+    fn revoked(&mut self, actions: &mut Vec<Action>) {
+        if !self.revoked {
+            self.revoked = true;
+            if self.calls.is_empty() {
+                actions.push(Action::Drained);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

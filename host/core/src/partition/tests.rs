@@ -1,0 +1,451 @@
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use expect_test::{Expect, expect};
+use proptest::prelude::*;
+
+use super::*;
+
+const BOUNDS: Bounds = Bounds {
+    call_records_max: 1,
+    call_bytes_max: 1 << 20,
+    calls_max: 16,
+    records_max: 1000,
+    bytes_max: 1 << 20,
+    span_max: 1000,
+};
+
+#[test]
+fn same_key_waits_other_key_does_not() {
+    check(
+        Order::Key,
+        BOUNDS,
+        "recv 10 a, recv 11 a, recv 12 b, done 12, done 10, done 11",
+        expect![[r#"
+            recv 10 a -> invoke 10
+            recv 11 a ->
+            recv 12 b -> invoke 12
+            done 12   ->
+            done 10   -> commit 11, invoke 11
+            done 11   -> commit 13
+        "#]],
+    );
+}
+
+#[test]
+fn null_keys_are_one_lane() {
+    check(
+        Order::Key,
+        BOUNDS,
+        "recv 1 -, recv 2 -, recv 3 a, done 1, done 2",
+        expect![[r#"
+            recv 1 - -> invoke 1
+            recv 2 - ->
+            recv 3 a -> invoke 3
+            done 1   -> commit 2, invoke 2
+            done 2   -> commit 3
+        "#]],
+    );
+}
+
+#[test]
+fn partition_order_runs_one_call_at_a_time() {
+    check(
+        Order::Partition,
+        Bounds { call_records_max: 2, ..BOUNDS },
+        "recv 1 a, recv 2 b, recv 3 c, recv 4 d, done 1, done 2+3, done 4",
+        expect![[r#"
+            recv 1 a -> invoke 1
+            recv 2 b ->
+            recv 3 c ->
+            recv 4 d ->
+            done 1   -> commit 2, invoke 2+3
+            done 2+3 -> commit 4, invoke 4
+            done 4   -> commit 5
+        "#]],
+    );
+}
+
+#[test]
+fn a_retry_holds_only_its_lane_and_the_frontier() {
+    check(
+        Order::Key,
+        BOUNDS,
+        "recv 1 a, retry 1 50, recv 2 a, recv 3 b, done 3, at 49, at 50, done 1, done 2",
+        expect![[r#"
+            recv 1 a   -> invoke 1
+            retry 1 50 ->
+            recv 2 a   ->
+            recv 3 b   -> invoke 3
+            done 3     ->
+            at 49      ->
+            at 50      -> invoke 1
+            done 1     -> commit 2, invoke 2
+            done 2     -> commit 4
+        "#]],
+    );
+}
+
+#[test]
+fn untouched_records_come_again_before_later_ones_of_their_lane() {
+    check(
+        Order::Key,
+        Bounds { call_records_max: 3, calls_max: 1, ..BOUNDS },
+        "recv 0 z, recv 1 a, recv 2 a, recv 3 a, recv 4 a, done 0, outcome 1 done 2 retry 3 untouched, at 100, done 2+3+4",
+        expect![[r#"
+            recv 0 z                           -> invoke 0
+            recv 1 a                           ->
+            recv 2 a                           ->
+            recv 3 a                           ->
+            recv 4 a                           ->
+            done 0                             -> commit 1, invoke 1+2+3
+            outcome 1 done 2 retry 3 untouched -> commit 2
+            at 100                             -> invoke 2+3+4
+            done 2+3+4                         -> commit 5
+        "#]],
+    );
+}
+
+#[test]
+fn a_call_that_fails_as_a_whole_is_halved_until_the_culprit_is_alone() {
+    check(
+        Order::Partition,
+        Bounds { call_records_max: 4, ..BOUNDS },
+        "recv 0 a, recv 1 a, recv 2 a, recv 3 a, recv 4 a, done 0, halve 1+2+3+4, done 1+2, halve 3+4, done 3, done 4",
+        expect![[r#"
+            recv 0 a      -> invoke 0
+            recv 1 a      ->
+            recv 2 a      ->
+            recv 3 a      ->
+            recv 4 a      ->
+            done 0        -> commit 1, invoke 1+2+3+4
+            halve 1+2+3+4 -> invoke 1+2
+            done 1+2      -> commit 3, invoke 3+4
+            halve 3+4     -> invoke 3
+            done 3        -> commit 4, invoke 4
+            done 4        -> commit 5
+        "#]],
+    );
+}
+
+#[test]
+fn a_revoked_partition_starts_nothing_and_says_when_it_is_drained() {
+    check(
+        Order::Key,
+        BOUNDS,
+        "recv 1 a, recv 2 b, recv 3 a, revoke, done 2, done 1",
+        expect![[r#"
+            recv 1 a -> invoke 1
+            recv 2 b -> invoke 2
+            recv 3 a ->
+            revoke   ->
+            done 2   ->
+            done 1   -> commit 3, drained
+        "#]],
+    );
+}
+
+#[test]
+fn an_idle_partition_is_drained_at_once() {
+    check(
+        Order::Key,
+        BOUNDS,
+        "recv 1 a, done 1, revoke",
+        expect![[r#"
+            recv 1 a -> invoke 1
+            done 1   -> commit 2
+            revoke   -> drained
+        "#]],
+    );
+}
+
+#[test]
+fn offset_gaps_are_not_waited_for() {
+    check(
+        Order::Key,
+        BOUNDS,
+        "recv 5 a, recv 90 b, done 90, done 5",
+        expect![[r#"
+            recv 5 a  -> invoke 5
+            recv 90 b -> invoke 90
+            done 90   ->
+            done 5    -> commit 91
+        "#]],
+    );
+}
+
+#[test]
+fn a_full_partition_takes_no_more_until_the_frontier_moves() {
+    let mut partition = Partition::new(Order::Key, Bounds { records_max: 2, span_max: 3, ..BOUNDS });
+    let mut story = Story::default();
+    story.step(&mut partition, "recv 1 a");
+    assert_eq!(partition.room(), 1);
+    story.step(&mut partition, "recv 2 b");
+    assert_eq!(partition.room(), 0, "records_max");
+    story.step(&mut partition, "done 2");
+    assert_eq!(partition.room(), 1);
+    story.step(&mut partition, "recv 3 b");
+    story.step(&mut partition, "done 3");
+    assert_eq!(partition.room(), 0, "span_max: a slow key stops the partition in the end");
+    story.step(&mut partition, "done 1");
+    assert_eq!(partition.room(), 2);
+}
+
+/// Replays a story, one step a line, and compares what was decided.
+#[track_caller]
+fn check(order: Order, bounds: Bounds, story: &str, expected: Expect) {
+    let mut partition = Partition::new(order, bounds);
+    let mut replay = Story::default();
+    let steps: Vec<&str> = story.split(", ").collect();
+    let width = steps.iter().map(|step| step.len()).max().unwrap_or(0);
+    let mut out = String::new();
+    for step in steps {
+        let decided = replay.step(&mut partition, step);
+        writeln!(out, "{}", format!("{step:width$} -> {decided}").trim_end()).expect("a string takes all");
+    }
+    expected.assert_eq(&out);
+}
+
+#[derive(Default)]
+struct Story {
+    now: Duration,
+    /// Running calls by the offsets of their records.
+    running: BTreeMap<Vec<Offset>, CallId>,
+}
+
+impl Story {
+    fn step(&mut self, partition: &mut Partition, step: &str) -> String {
+        let words: Vec<&str> = step.split(' ').collect();
+        let event = match words[0] {
+            "recv" => Event::Received(chunk(words[1].parse().expect("offset"), words[2])),
+            "done" => self.all(words[1], Verdict::Settled),
+            "halve" => self.all(words[1], Verdict::Halve),
+            "retry" => {
+                let after = Duration::from_millis(words[2].parse().expect("milliseconds"));
+                self.all(words[1], Verdict::Retry { after, charge: true })
+            }
+            "outcome" => self.mixed(&words[1..]),
+            "at" => {
+                self.now = Duration::from_millis(words[1].parse().expect("milliseconds"));
+                Event::Timer
+            }
+            "revoke" => Event::Revoked,
+            other => panic!("no such step: {other}"),
+        };
+        let mut actions = Vec::new();
+        partition.on(self.now, event, &mut actions);
+        while partition.wants_slot() {
+            partition.on(self.now, Event::Slot, &mut actions);
+        }
+        actions.iter().map(|action| self.describe(action)).collect::<Vec<_>>().join(", ")
+    }
+
+    fn all(&mut self, offsets: &str, verdict: Verdict) -> Event {
+        let offsets: Vec<Offset> = offsets.split('+').map(|offset| offset.parse().expect("offset")).collect();
+        let call = self.running.remove(&offsets).expect("the call runs");
+        Event::Returned { call, verdicts: vec![verdict; offsets.len()] }
+    }
+
+    fn mixed(&mut self, words: &[&str]) -> Event {
+        let offsets: Vec<Offset> = words.chunks(2).map(|pair| pair[0].parse().expect("offset")).collect();
+        let verdicts = words.chunks(2).map(|pair| match pair[1] {
+            "done" => Verdict::Settled,
+            "retry" => Verdict::Retry { after: Duration::from_millis(100), charge: true },
+            "untouched" => Verdict::Untouched,
+            other => panic!("no such outcome: {other}"),
+        });
+        let call = self.running.remove(&offsets).expect("the call runs");
+        Event::Returned { call, verdicts: verdicts.collect() }
+    }
+
+    fn describe(&mut self, action: &Action) -> String {
+        match action {
+            Action::Invoke(call) => {
+                let offsets: Vec<Offset> = call.records.iter().map(|record| record.record.offset()).collect();
+                let text = offsets.iter().map(Offset::to_string).collect::<Vec<_>>().join("+");
+                self.running.insert(offsets, call.id);
+                format!("invoke {text}")
+            }
+            Action::Commit(offset) => format!("commit {offset}"),
+            Action::Drained => "drained".to_owned(),
+        }
+    }
+}
+
+fn chunk(offset: Offset, key: &str) -> Arc<Chunk> {
+    let mut chunk = Chunk::default();
+    let key = (key != "-").then_some(key.as_bytes());
+    chunk.push(offset, crate::record::Timestamp::None, key, Some(b"value"), []);
+    Arc::new(chunk)
+}
+
+/// A random step of a story; numbers choose among what is possible then.
+#[derive(Debug, Clone)]
+enum Step {
+    Receive { gap: i64, key: u8 },
+    Return { pick: prop::sample::Index, verdicts: Vec<u8> },
+    Wait { millis: u64 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => (0_i64..3, 0_u8..5).prop_map(|(gap, key)| Step::Receive { gap, key }),
+        3 => (any::<prop::sample::Index>(), prop::collection::vec(0_u8..8, 8))
+            .prop_map(|(pick, verdicts)| Step::Return { pick, verdicts }),
+        1 => (0_u64..200).prop_map(|millis| Step::Wait { millis }),
+    ]
+}
+
+proptest! {
+    /// OFF-1 to OFF-3, LANE-1 and LANE-2 under random stories, against a list of what was received and settled.
+    #[test]
+    fn keeps_its_invariants_in_any_story(
+        by_key in any::<bool>(),
+        call_records_max in 1_usize..6,
+        calls_max in 1_usize..5,
+        steps in prop::collection::vec(step(), 1..150),
+    ) {
+        let order = if by_key { Order::Key } else { Order::Partition };
+        let bounds = Bounds { call_records_max, calls_max, records_max: 40, span_max: 60, ..BOUNDS };
+        let mut model = Model { partition: Partition::new(order, bounds), order, ..Model::default() };
+        for step in steps {
+            model.step(step);
+        }
+        model.finish();
+    }
+}
+
+/// The naive model: every record with its key, whether it runs and whether it is settled.
+struct Model {
+    partition: Partition,
+    order: Order,
+    now: Duration,
+    next: Offset,
+    keys: BTreeMap<Offset, u8>,
+    settled: BTreeMap<Offset, bool>,
+    running: Vec<(CallId, Vec<Offset>)>,
+    committed: Offset,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            partition: Partition::new(Order::Key, BOUNDS),
+            order: Order::Key,
+            now: Duration::ZERO,
+            next: 0,
+            keys: BTreeMap::new(),
+            settled: BTreeMap::new(),
+            running: Vec::new(),
+            committed: 0,
+        }
+    }
+}
+
+impl Model {
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Receive { gap, key } => {
+                if self.partition.room() == 0 {
+                    return;
+                }
+                let offset = self.next + gap;
+                self.next = offset + 1;
+                self.keys.insert(offset, key);
+                self.settled.insert(offset, false);
+                let name = if key == 0 { "-".to_owned() } else { key.to_string() };
+                self.on(Event::Received(chunk(offset, &name)));
+            }
+            Step::Return { pick, verdicts } => {
+                if self.running.is_empty() {
+                    return;
+                }
+                let (call, offsets) = self.running.remove(pick.index(self.running.len()));
+                let verdicts = self.verdicts(&offsets, &verdicts);
+                self.on(Event::Returned { call, verdicts });
+            }
+            Step::Wait { millis } => {
+                self.now += Duration::from_millis(millis);
+                self.on(Event::Timer);
+            }
+        }
+    }
+
+    /// Outcomes as the host gives them: once a lane has one that does not settle, the rest of it is untouched.
+    fn verdicts(&mut self, offsets: &[Offset], dice: &[u8]) -> Vec<Verdict> {
+        let mut blocked = Vec::new();
+        let mut verdicts = Vec::new();
+        for (index, offset) in offsets.iter().enumerate() {
+            let lane = self.lane(*offset);
+            let verdict = match dice[index % dice.len()] {
+                _ if blocked.contains(&lane) => Verdict::Untouched,
+                0 => Verdict::Retry { after: Duration::from_millis(50), charge: true },
+                1 => Verdict::Halve,
+                2 => Verdict::Untouched,
+                _ => Verdict::Settled,
+            };
+            if verdict == Verdict::Settled {
+                self.settled.insert(*offset, true);
+            } else {
+                blocked.push(lane);
+            }
+            verdicts.push(verdict);
+        }
+        verdicts
+    }
+
+    fn lane(&self, offset: Offset) -> u8 {
+        if self.order == Order::Key { self.keys[&offset] } else { 0 }
+    }
+
+    fn on(&mut self, event: Event) {
+        let mut actions = Vec::new();
+        self.partition.on(self.now, event, &mut actions);
+        while self.partition.wants_slot() {
+            self.partition.on(self.now, Event::Slot, &mut actions);
+        }
+        for action in actions {
+            match action {
+                Action::Invoke(call) => self.invoked(&call),
+                Action::Commit(offset) => {
+                    assert!(offset > self.committed, "OFF-2");
+                    assert!(self.settled.range(..offset).all(|(_, settled)| *settled), "OFF-1");
+                    self.committed = offset;
+                }
+                Action::Drained => panic!("nothing was revoked"),
+            }
+        }
+    }
+
+    fn invoked(&mut self, call: &Call) {
+        let offsets: Vec<Offset> = call.records.iter().map(|record| record.record.offset()).collect();
+        assert!(offsets.is_sorted(), "LANE-1: in offset order");
+        for offset in &offsets {
+            let lane = self.lane(*offset);
+            let busy = self.running.iter().flat_map(|(_, running)| running).any(|other| self.lane(*other) == lane);
+            assert!(!busy, "LANE-1: one call a lane");
+            let overtaken = self
+                .settled
+                .range(..offset)
+                .any(|(before, settled)| !settled && self.lane(*before) == lane && !offsets.contains(before));
+            assert!(!overtaken, "LANE-1: in offset order");
+        }
+        self.running.push((call.id, offsets));
+    }
+
+    /// LANE-2 and OFF-3: when everything returns settled, everything was run and the frontier is at the end.
+    fn finish(mut self) {
+        for _ in 0..100_000 {
+            self.now += Duration::from_millis(50);
+            self.on(Event::Timer);
+            let Some((call, offsets)) = self.running.pop() else { break };
+            for offset in &offsets {
+                self.settled.insert(*offset, true);
+            }
+            self.on(Event::Returned { call, verdicts: vec![Verdict::Settled; offsets.len()] });
+        }
+        assert!(self.settled.values().all(|settled| *settled), "LANE-2: nothing is left waiting");
+        assert_eq!(self.partition.committable().unwrap_or(0), self.next, "OFF-3");
+        assert_eq!((self.partition.pending(), self.partition.bytes), (0, 0));
+    }
+}

@@ -1,0 +1,129 @@
+//! Which revision of a guest is live, and which were before it.
+//!
+//! REV-2: new records never go to a retired revision. REV-4: a failed load changes nothing.
+
+/// The revisions of one handler's guest: the live one and those to go back to.
+///
+/// `R` is what a revision is to the host; the core compares only digests.
+#[derive(Debug)]
+pub struct Revisions<R> {
+    live: Option<Kept<R>>,
+    /// Oldest first. Invariant: at most `KEPT_MAX`.
+    before: Vec<Kept<R>>,
+    /// The revision that an operator went back from: the same file is not loaded again by itself.
+    set_aside: Option<String>,
+}
+
+#[derive(Debug)]
+struct Kept<R> {
+    digest: String,
+    revision: R,
+}
+
+/// Nothing to go back to.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no revision before this one is kept; drop in the file that you want to run")]
+pub struct NoRevisionBefore;
+
+impl<R: Clone> Revisions<R> {
+    /// How many earlier revisions stay compiled.
+    pub const KEPT_MAX: usize = 3;
+
+    /// No revision yet.
+    pub fn new() -> Self {
+        Self { live: None, before: Vec::new(), set_aside: None }
+    }
+
+    /// Whether a file with this digest should be loaded: it is not live and was not rolled back from.
+    pub fn wants(&self, digest: &str) -> bool {
+        self.set_aside.as_deref() != Some(digest) && self.live.as_ref().is_none_or(|live| live.digest != digest)
+    }
+
+    /// Makes a loaded revision the live one. The one before stays to go back to.
+    pub fn install(&mut self, digest: &str, revision: R) {
+        self.set_aside = None;
+        self.before.retain(|kept| kept.digest != digest);
+        if let Some(live) = self.live.replace(Kept { digest: digest.to_owned(), revision })
+            && live.digest != digest
+        {
+            self.before.push(live);
+        }
+        if self.before.len() > Self::KEPT_MAX {
+            self.before.remove(0);
+        }
+    }
+
+    /// Goes back to the revision before the live one, which is set aside until another file comes.
+    pub fn roll_back(&mut self) -> Result<R, NoRevisionBefore> {
+        let previous = self.before.pop().ok_or(NoRevisionBefore)?;
+        let revision = previous.revision.clone();
+        if let Some(bad) = self.live.replace(previous) {
+            self.set_aside = Some(bad.digest);
+        }
+        Ok(revision)
+    }
+
+    /// The live revision.
+    pub fn live(&self) -> Option<&R> {
+        self.live.as_ref().map(|kept| &kept.revision)
+    }
+
+    /// The digests to go back to, the nearest first.
+    pub fn before(&self) -> impl Iterator<Item = &str> {
+        self.before.iter().rev().map(|kept| kept.digest.as_str())
+    }
+
+    /// The digest that was rolled back from.
+    pub fn set_aside(&self) -> Option<&str> {
+        self.set_aside.as_deref()
+    }
+}
+
+impl<R: Clone> Default for Revisions<R> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn installed(digests: &[&'static str]) -> Revisions<&'static str> {
+        let mut revisions = Revisions::new();
+        for digest in digests {
+            revisions.install(digest, *digest);
+        }
+        revisions
+    }
+
+    #[test]
+    fn rolling_back_sets_the_bad_file_aside_until_another_comes() {
+        let mut revisions = installed(&["a", "b"]);
+        assert_eq!(revisions.roll_back(), Ok("a"));
+        assert_eq!(revisions.live(), Some(&"a"));
+        assert!(!revisions.wants("b"), "the file that was rolled back from still lies in the folder");
+        assert!(revisions.wants("c"));
+        revisions.install("c", "c");
+        assert!(revisions.wants("b"), "once another file came, the old one is a new deployment");
+    }
+
+    #[test]
+    fn the_last_three_stay_to_go_back_to() {
+        let mut revisions = installed(&["a", "b", "c", "d", "e"]);
+        assert_eq!(revisions.before().collect::<Vec<_>>(), ["d", "c", "b"]);
+        for expected in ["d", "c", "b"] {
+            assert_eq!(revisions.roll_back(), Ok(expected));
+        }
+        assert_eq!(revisions.roll_back(), Err(NoRevisionBefore));
+        assert_eq!(revisions.live(), Some(&"b"), "a failed rollback changes nothing");
+    }
+
+    #[test]
+    fn the_same_file_again_is_no_new_revision() {
+        let mut revisions = installed(&["a", "b"]);
+        assert!(!revisions.wants("b"));
+        revisions.install("b", "b");
+        assert_eq!(revisions.before().collect::<Vec<_>>(), ["a"]);
+    }
+}

@@ -1,0 +1,255 @@
+//! The seams to a log of records: [`Broker`], [`Consumer`], [`Reader`], [`Producer`] and [`Admin`].
+//!
+//! Nothing here speaks librdkafka's words. Each seam has one contract test (`broker/contract.rs`) that runs against
+//! every implementation: `kafka` (the only files that name rdkafka), `embedded` and `memory`.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tidemill_core::record::{Chunk, Offset, TopicPartition};
+
+/// A record to be produced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outgoing {
+    /// Where to.
+    pub topic: Arc<str>,
+    /// `None`: chosen from the key by murmur2, as Java clients do; without a key the broker's client chooses.
+    pub partition: Option<i32>,
+    /// Milliseconds since the Unix epoch; `None`: now.
+    pub timestamp_ms: Option<i64>,
+    /// `None` is null.
+    pub key: Option<Bytes>,
+    /// `None` is a tombstone.
+    pub value: Option<Bytes>,
+    /// In order; names may repeat.
+    pub headers: Vec<Header>,
+}
+
+/// A header to be produced. Kafka promises no encoding, so the name is bytes too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// The name.
+    pub name: Bytes,
+    /// `None` is null.
+    pub value: Option<Bytes>,
+}
+
+/// Where a produced record stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The partition.
+    pub partition: i32,
+    /// The offset in it.
+    pub offset: Offset,
+}
+
+/// Why a record was not acknowledged. All but [`SendError::Unknown`] mean that it is certainly not stored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// The topic or the partition does not exist.
+    #[error("there is no topic or partition `{0}`; create it, or correct the name")]
+    NoSuchTopic(String),
+    /// Larger than the broker, the topic or the client allows.
+    #[error("the record is larger than the broker allows: {0}")]
+    TooLarge(String),
+    /// The broker's access rules refuse it.
+    #[error("the broker refuses to write to `{0}`; its operator has to allow it")]
+    Denied(String),
+    /// The producer's queue is full; the broker is slower than what comes in.
+    #[error("the producer's queue is full; send again later")]
+    QueueFull,
+    /// The broker is away; nothing was sent.
+    #[error("the broker is not available: {0}; send again later")]
+    Unavailable(String),
+    /// Sent, and not confirmed in time: it may or may not be in the log.
+    #[error("the broker did not confirm in time: {0}; the record may or may not be stored")]
+    Unknown(String),
+    /// Anything else that the broker says about this record; sending it again will not help.
+    #[error("the broker refused the record: {0}")]
+    Rejected(String),
+}
+
+/// What [`Producer::send`] does when its queue is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenFull {
+    /// Wait for room. The pipeline's choice: nothing is lost by waiting.
+    Wait,
+    /// Answer [`SendError::QueueFull`] at once. Ingest's choice: its client can send again.
+    Refuse,
+}
+
+/// Writes records. One producer serves the whole host; records of one caller keep their order per partition.
+pub trait Producer: Send + Sync + 'static {
+    /// Sends records in order and resolves, once each is acknowledged (`acks=all`) or failed, to one result a record.
+    ///
+    /// Records are queued in order while the future is polled first; dropping it later does not unsend them.
+    fn send(&self, records: Vec<Outgoing>, when_full: WhenFull) -> BoxFuture<'static, Vec<Result<Position, SendError>>>;
+
+    /// Whether the producer can reach the broker now, as far as it knows.
+    fn ready(&self) -> bool;
+
+    /// Connects ahead of the first record, which would otherwise wait for it; resolves when done or at the deadline.
+    fn warm<'a>(&'a self, topics: &'a [Arc<str>], deadline: Duration) -> BoxFuture<'a, Result<(), SendError>>;
+
+    /// Waits until nothing is in flight, at most until the deadline; returns how many records still are.
+    fn flush(&self, deadline: Duration) -> BoxFuture<'_, usize>;
+}
+
+/// Where a group that has no committed offset begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StartAt {
+    /// At the oldest record that is kept.
+    #[default]
+    Earliest,
+    /// At the next record that is written.
+    Latest,
+}
+
+/// What a consumer subscribes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscription {
+    /// The consumer group.
+    pub group: String,
+    /// The topics; they need not exist yet.
+    pub topics: Vec<String>,
+    /// Where to begin without a committed offset.
+    pub start_at: StartAt,
+    /// The client's own properties, over those of the broker's configuration.
+    pub properties: BTreeMap<String, String>,
+}
+
+/// What happens to a group member.
+#[derive(Debug)]
+pub enum ConsumerEvent {
+    /// These partitions are now this member's, in addition to earlier ones: answer with [`Consumer::start`].
+    Assigned(Vec<TopicPartition>),
+    /// The group takes these back: drain, commit, then answer with [`Consumer::release`]. Others may stand still until then.
+    Revoked(Vec<TopicPartition>),
+    /// These are already somebody else's: drop their work, do not commit, answer with [`Consumer::release`].
+    Lost(Vec<TopicPartition>),
+    /// Something that an operator should read; the consumer goes on by itself.
+    Problem(String),
+    /// The consumer can't go on; it must be made anew.
+    Fatal(String),
+}
+
+/// Why an offset was not committed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// This member's place in the group is gone (fenced, expired): its work is void.
+    #[error("the group has moved on without this member: {0}")]
+    Fenced(String),
+    /// It may help to commit again.
+    #[error("the offset was not committed: {0}")]
+    Retriable(String),
+}
+
+/// Anything else that a broker call can fail by.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BrokerError {
+    /// A configuration that can't work; the text names the key and the cure.
+    #[error("{0}")]
+    Config(String),
+    /// The topic does not exist.
+    #[error("there is no topic `{0}`; create it, or correct the name")]
+    NoSuchTopic(String),
+    /// The topic exists already.
+    #[error("topic `{0}` exists already")]
+    TopicExists(String),
+    /// The broker can't be reached.
+    #[error("the broker is not available: {0}")]
+    Unavailable(String),
+    /// Anything else that the broker said.
+    #[error("the broker refused: {0}")]
+    Rejected(String),
+}
+
+/// A member of a consumer group. Dropping it leaves the group without waiting; [`Consumer::close`] waits.
+pub trait Consumer: Send + 'static {
+    /// Reads one assigned partition.
+    type Reader: Reader;
+
+    /// Waits for the next event. Cancel-safe.
+    fn next_event(&mut self) -> impl Future<Output = ConsumerEvent> + Send;
+
+    /// Begins to read assigned partitions, each from its committed offset or else from [`Subscription::start_at`].
+    fn start(&mut self, partitions: &[TopicPartition]) -> impl Future<Output = Result<Vec<(TopicPartition, Self::Reader)>, BrokerError>> + Send;
+
+    /// Gives partitions back after [`ConsumerEvent::Revoked`] or [`ConsumerEvent::Lost`]. Their readers must be dropped before.
+    fn release(&mut self, partitions: &[TopicPartition]) -> impl Future<Output = Result<(), BrokerError>> + Send;
+
+    /// Commits offsets (each the next to be read) and resolves when the broker confirmed. At most one commit at a time.
+    fn commit(&self, offsets: Vec<(TopicPartition, Offset)>) -> impl Future<Output = Result<(), CommitError>> + Send + 'static;
+
+    /// Leaves the group, giving up all partitions; readers must be dropped before.
+    fn close(self) -> impl Future<Output = ()> + Send;
+}
+
+/// Reads one assigned partition, in order. What is not read is not fetched without bound: leaving it alone is the back-pressure.
+pub trait Reader: Send + 'static {
+    /// Waits until there is a record, then takes what is there, up to the bounds; one record that is larger than
+    /// `bytes_max` still comes alone. Never waits to fill. Cancel-safe: a dropped call has taken nothing.
+    fn next(&mut self, records_max: usize, bytes_max: usize) -> impl Future<Output = Result<Arc<Chunk>, BrokerError>> + Send;
+
+    /// One past the last record of the partition, as far as is known without asking.
+    fn end_offset(&self) -> Option<Offset>;
+}
+
+/// What is known of a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicInfo {
+    /// Its name.
+    pub name: String,
+    /// For each partition, in order: its number, the oldest kept offset and the next to be written.
+    pub partitions: Vec<PartitionInfo>,
+}
+
+/// What is known of a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionInfo {
+    /// Its number.
+    pub partition: i32,
+    /// The oldest kept offset.
+    pub start: Offset,
+    /// The next to be written.
+    pub end: Offset,
+    /// How many replicas hold it; 1 where there is no replication.
+    pub replicas: usize,
+}
+
+/// Looks after topics and groups, for commands and for checks at start.
+pub trait Admin: Send + Sync + 'static {
+    /// All topics, or the named one, by name. Internal topics are left out.
+    fn topics(&self, name: Option<&str>) -> BoxFuture<'_, Result<Vec<TopicInfo>, BrokerError>>;
+
+    /// Makes a topic. `replicas` is ignored where there is no replication; `None` is the broker's default.
+    fn create_topic(&self, name: &str, partitions: i32, replicas: Option<i32>) -> BoxFuture<'_, Result<(), BrokerError>>;
+
+    /// The first offset at or after a time, for each partition of a topic; the end where none is later.
+    fn offsets_for_time(&self, topic: &str, millis: i64) -> BoxFuture<'_, Result<Vec<(i32, Offset)>, BrokerError>>;
+
+    /// A group's committed offsets of a topic.
+    fn committed(&self, group: &str, topic: &str) -> BoxFuture<'_, Result<Vec<(i32, Option<Offset>)>, BrokerError>>;
+
+    /// Reads partitions outside any group, from the given offsets; for `topic tail`.
+    fn read(&self, topic: &str, partition: i32, from: Offset, records_max: usize) -> BoxFuture<'_, Result<Arc<Chunk>, BrokerError>>;
+}
+
+/// A log of records: where consumers, producers and the admin come from. Cheap to clone.
+pub trait Broker: Clone + Send + Sync + 'static {
+    /// Its group members.
+    type Consumer: Consumer;
+
+    /// Joins a group.
+    fn consumer(&self, subscription: &Subscription) -> Result<Self::Consumer, BrokerError>;
+
+    /// Makes a producer with the given properties over those of the configuration.
+    fn producer(&self, properties: &BTreeMap<String, String>) -> Result<Arc<dyn Producer>, BrokerError>;
+
+    /// Looks after topics and groups.
+    fn admin(&self) -> Result<Arc<dyn Admin>, BrokerError>;
+}
