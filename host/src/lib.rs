@@ -4,3 +4,4 @@ pub mod attempt;
 pub mod broker;
 pub mod config;
 pub mod guest;
+pub mod metrics;
