@@ -5,6 +5,3 @@ pub mod broker;
 pub mod consumer;
 pub mod guest;
 pub mod metrics;
-pub mod settle;
-#[path = "config/units.rs"]
-pub mod units_tmp;

@@ -15,7 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use prometheus_client::registry::Registry;
 
 use families::Families;
-pub use handler::{CommitResult, HandlerMetrics, HostCallResult, OutcomeKind, PartitionMetrics, Rebalance, RevisionMetrics};
+pub use handler::{
+    CommitResult, HandlerMetrics, HostCallResult, OutcomeKind, PartitionMetrics, Rebalance, RevisionMetrics,
+};
 pub use ingest::{InFlight, IngestMetrics};
 
 /// The media type of [`Metrics::render`].
@@ -66,7 +68,8 @@ impl Metrics {
     /// All series in the text format of OpenMetrics, which Prometheus reads; its media type is [`CONTENT_TYPE`].
     pub fn render(&self) -> String {
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("writing to a `String` never fails");
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)
+            .expect("writing to a `String` never fails");
         text
     }
 }

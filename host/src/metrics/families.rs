@@ -133,27 +133,72 @@ impl Families {
             receive_errors: counter(r, "receive_errors", None, "Fetches that failed and were tried again"),
             rebalances: counter(r, "receive_rebalances", None, "Changes of the assignment, by kind"),
             position: gauge(r, "receive_position_offset", None, "The next offset to be received"),
-            lag_records: gauge(r, "receive_lag", Some(records()), "Records from the committable offset to the partition's end"),
-            lag_seconds: gauge(r, "receive_lag", Some(Unit::Seconds), "Age of the oldest received record that is not settled; 0 when all are"),
+            lag_records: gauge(
+                r,
+                "receive_lag",
+                Some(records()),
+                "Records from the committable offset to the partition's end",
+            ),
+            lag_seconds: gauge(
+                r,
+                "receive_lag",
+                Some(Unit::Seconds),
+                "Age of the oldest received record that is not settled; 0 when all are",
+            ),
             pending: gauge(r, "admit_pending", Some(records()), "Records that were received and are not settled"),
             lanes_waiting: gauge(r, "admit_lanes_waiting", None, "Lanes that wait to try a failed record again"),
-            attempts: counter(r, "invoke_attempts", None, "Calls of the guest, each one try of a batch, whatever the revision"),
+            attempts: counter(
+                r,
+                "invoke_attempts",
+                None,
+                "Calls of the guest, each one try of a batch, whatever the revision",
+            ),
             in_flight: gauge(r, "invoke_in_flight", Some(records()), "Records in a call that has not returned"),
             calls: counter(r, "invoke_calls", None, "Calls of the guest, by revision"),
             call_failures: counter(r, "invoke_failures", None, "Calls that failed as a whole, by class"),
             call_seconds: histogram(r, "invoke_call", Some(Unit::Seconds), "How long the guest had a call", &SECONDS),
             call_records: histogram(r, "invoke_call", Some(records()), "How many records a call had", &CALL_RECORDS),
-            host_calls: counter(r, "host_call_results", None, "What the guest's calls to the host came to, by capability"),
+            host_calls: counter(
+                r,
+                "host_call_results",
+                None,
+                "What the guest's calls to the host came to, by capability",
+            ),
             outcomes: counter(r, "settle_outcomes", None, "Records by what the guest said of them, by revision"),
-            outputs: counter(r, "settle_outputs", Some(records()), "Records that guests emitted and the broker acknowledged"),
+            outputs: counter(
+                r,
+                "settle_outputs",
+                Some(records()),
+                "Records that guests emitted and the broker acknowledged",
+            ),
             retries: counter(r, "settle_retries", None, "Records that are to be tried again, by class of the failure"),
-            dead_letters: counter(r, "settle_dead_letters", None, "Records that the dead-letter topic has acknowledged, by class"),
-            dead_letter_failures: counter(r, "settle_dead_letter_failures", None, "Dead letters that could not be written yet; the partition waits"),
-            stale_acknowledgements: counter(r, "settle_stale_acknowledgements", None, "Results of an earlier assignment that were dropped"),
+            dead_letters: counter(
+                r,
+                "settle_dead_letters",
+                None,
+                "Records that the dead-letter topic has acknowledged, by class",
+            ),
+            dead_letter_failures: counter(
+                r,
+                "settle_dead_letter_failures",
+                None,
+                "Dead letters that could not be written yet; the partition waits",
+            ),
+            stale_acknowledgements: counter(
+                r,
+                "settle_stale_acknowledgements",
+                None,
+                "Results of an earlier assignment that were dropped",
+            ),
             commits: counter(r, "commit_requests", None, "Commits of offsets, by result"),
             committed: gauge(r, "commit_offset", None, "The committed offset: the next to be delivered after a crash"),
             swaps: counter(r, "guest_swaps", None, "Revisions that went live after the first"),
-            rejected_loads: counter(r, "guest_rejected_loads", None, "Files that could not become a revision; the live one stayed"),
+            rejected_loads: counter(
+                r,
+                "guest_rejected_loads",
+                None,
+                "Files that could not become a revision; the live one stayed",
+            ),
             rollbacks: counter(r, "guest_rollbacks", None, "Times that an operator went back to the revision before"),
             live: gauge(r, "guest_live", None, "1 for the revision that takes new records, 0 for earlier ones"),
         }
@@ -165,14 +210,24 @@ pub(super) fn register_process(registry: &mut Registry) {
     registry.register("process", "The version of this host", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
     let started = Fraction::default();
     started.set(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()));
-    registry.register_with_unit("process_start_time", "When this process started, since the Unix epoch", Unit::Seconds, started);
+    registry.register_with_unit(
+        "process_start_time",
+        "When this process started, since the Unix epoch",
+        Unit::Seconds,
+        started,
+    );
 }
 
 /// What a family's labels have to be able to do.
 pub(super) trait Labels: EncodeLabelSet + Clone + Eq + Hash + Debug + Send + Sync + 'static {}
 impl<T: EncodeLabelSet + Clone + Eq + Hash + Debug + Send + Sync + 'static> Labels for T {}
 
-pub(super) fn counter<L: Labels>(registry: &mut Registry, name: &str, unit: Option<Unit>, help: &str) -> Family<L, Counter> {
+pub(super) fn counter<L: Labels>(
+    registry: &mut Registry,
+    name: &str,
+    unit: Option<Unit>,
+    help: &str,
+) -> Family<L, Counter> {
     registered(registry, name, unit, help, Family::default())
 }
 

@@ -12,12 +12,12 @@ use tidemill_core::record::TopicPartition;
 use tidemill_core::retry::Class;
 
 use super::families::{
-    ByCapability, ByClass, ByFailure, ByHandler, ByKind, ByOutcome, ByPartition, ByResult, ByRevision, Families, Fraction,
-    Labels,
+    ByCapability, ByClass, ByFailure, ByHandler, ByKind, ByOutcome, ByPartition, ByResult, ByRevision, Families,
+    Fraction, Labels,
 };
 use super::lock;
 
-/// A handler's series of this many revisions are kept: the live one and those to go back to.
+/// This many revisions keep their series: the live one and those to go back to.
 const REVISIONS_MAX: usize = 4;
 
 /// In the order of their declaration, so that `class as usize` is the position.
@@ -179,7 +179,8 @@ impl HandlerMetrics {
 
     /// Counts a guest's call to the host.
     pub fn host_call(&self, capability: &'static str, result: HostCallResult) {
-        lock(&self.capabilities).entry(capability).or_insert_with(|| self.host_calls(capability))[result as usize].inc();
+        lock(&self.capabilities).entry(capability).or_insert_with(|| self.host_calls(capability))[result as usize]
+            .inc();
     }
 
     fn host_calls(&self, capability: &'static str) -> [Counter; HOST_CALL_RESULTS.len()] {

@@ -52,7 +52,13 @@ impl IngestMetrics {
             requests: counter(registry, "ingest_requests", None, "Answered requests, by HTTP status"),
             records: counter(registry, "ingest_stored", Some(records), "Records that the broker has acknowledged"),
             bytes: counter(registry, "ingest_stored", Some(Unit::Bytes), "Bytes of their keys, values and headers"),
-            seconds: histogram(registry, "ingest_request", Some(Unit::Seconds), "From the request's head to its answer", &SECONDS),
+            seconds: histogram(
+                registry,
+                "ingest_request",
+                Some(Unit::Seconds),
+                "From the request's head to its answer",
+                &SECONDS,
+            ),
             in_flight,
         }
     }

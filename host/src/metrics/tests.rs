@@ -28,7 +28,9 @@ fn the_text_parses_and_each_family_has_a_help_and_is_there_once() {
         assert!(help.len() > 10, "`{family}` has no help");
     }
     assert_eq!(families.len(), text.matches("# TYPE ").count(), "a family is there twice");
-    assert!(text.contains(r#"tidemill_settle_outcomes_total{handler="orders",revision="0123456789ab",outcome="ack"} 0"#));
+    assert!(
+        text.contains(r#"tidemill_settle_outcomes_total{handler="orders",revision="0123456789ab",outcome="ack"} 0"#)
+    );
     assert!(text.contains(r#"tidemill_receive_lag_seconds{handler="orders",topic="orders",partition="3"} 0.0"#));
     assert!(text.contains(r#"tidemill_ingest_stored_bytes_total{topic="orders"} 100"#));
 }
@@ -65,12 +67,15 @@ fn a_class_is_counted_under_its_own_name() {
         let series = format!(r#"settle_dead_letters_total{{handler="orders",class="{}"}} 1"#, class.name());
         assert!(metrics.render().contains(&series), "no {series}");
     }
-    for (kind, name) in [(Rebalance::Assigned, "assigned"), (Rebalance::Revoked, "revoked"), (Rebalance::Lost, "lost")] {
+    for (kind, name) in [(Rebalance::Assigned, "assigned"), (Rebalance::Revoked, "revoked"), (Rebalance::Lost, "lost")]
+    {
         orders.rebalances(kind).inc();
         assert!(metrics.render().contains(&format!(r#"rebalances_total{{handler="orders",kind="{name}"}} 1"#)));
     }
     let revision = orders.revision("r");
-    for (kind, name) in [(OutcomeKind::Ack, "ack"), (OutcomeKind::DeadLetter, "dead-letter"), (OutcomeKind::Untouched, "untouched")] {
+    for (kind, name) in
+        [(OutcomeKind::Ack, "ack"), (OutcomeKind::DeadLetter, "dead-letter"), (OutcomeKind::Untouched, "untouched")]
+    {
         revision.outcomes(kind).inc_by(7);
         assert!(metrics.render().contains(&format!(r#"revision="r",outcome="{name}"}} 7"#)));
     }
@@ -84,7 +89,8 @@ fn a_fifth_revision_takes_the_place_of_the_one_used_longest_ago() {
         orders.revision(digest).calls.inc();
     }
     let text = metrics.render();
-    let calls = |digest| text.contains(&format!(r#"tidemill_invoke_calls_total{{handler="orders",revision="{digest}"}}"#));
+    let calls =
+        |digest| text.contains(&format!(r#"tidemill_invoke_calls_total{{handler="orders",revision="{digest}"}}"#));
     assert_eq!(["a", "b", "c", "d", "e"].map(calls), [true, false, true, true, true]);
     assert!(!text.contains(r#"revision="b""#), "a series of the removed revision is left");
 }
@@ -108,7 +114,11 @@ fn a_released_partition_leaves_no_series_and_a_new_assignment_keeps_them() {
     let later = orders.partition("orders", 0);
     drop(earlier);
     later.position.set(42);
-    assert!(metrics.render().contains(r#"tidemill_receive_position_offset{handler="orders",topic="orders",partition="0"} 42"#));
+    assert!(
+        metrics
+            .render()
+            .contains(r#"tidemill_receive_position_offset{handler="orders",topic="orders",partition="0"} 42"#)
+    );
     drop(later);
     assert!(!metrics.render().contains(r#"topic="orders""#));
 }
