@@ -2,6 +2,6 @@
 
 pub mod attempt;
 pub mod broker;
-pub mod config;
+pub mod consumer;
 pub mod guest;
-pub mod store;
+pub mod metrics;

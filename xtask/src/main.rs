@@ -1,2 +1,36 @@
-//! Placeholder.
-fn main() {}
+//! The project's chores: `cargo xtask CHORE`.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod lint;
+mod serve;
+mod test;
+
+/// Tidemill's chores.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+enum Chore {
+    /// Starts real Kafka and PostgreSQL on free ports until Ctrl-C
+    Lab(serve::Args),
+    /// Checks formatting, lints and, with cargo-deny, dependencies
+    Lint(lint::Args),
+    /// Runs every test, up to the end-to-end promises on real Kafka and PostgreSQL
+    Test(test::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Chore::parse() {
+        Chore::Lab(args) => serve::run(&args),
+        Chore::Lint(args) => lint::run(&args),
+        Chore::Test(args) => test::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
