@@ -5,3 +5,5 @@ pub mod broker;
 pub mod consumer;
 pub mod guest;
 pub mod metrics;
+pub mod settle;
+pub mod store;
