@@ -87,3 +87,9 @@ impl Cli {
         }
     }
 }
+
+/// Writes a line to standard output, where a command's answer goes.
+pub(crate) fn say(line: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    writeln!(std::io::stdout().lock(), "{line}")
+}

@@ -21,6 +21,8 @@ use crate::{admin, ingest};
 /// What the host is told, checked as far as one file can be.
 #[derive(Debug)]
 pub struct Config {
+    /// The file.
+    pub path: PathBuf,
     /// Where the file lies: relative paths start here.
     pub folder: PathBuf,
     /// The log of records.
@@ -164,6 +166,7 @@ impl Config {
             return Err(problems);
         }
         Ok(Self {
+            path: path.to_owned(),
             broker: file.broker,
             ingest: file.ingest,
             admin: file.admin,

@@ -24,7 +24,7 @@ use self::commit::Committer;
 pub use self::progress::{Membership, PartitionView, Progress};
 use crate::broker::{Broker, Consumer, ConsumerEvent, Subscription};
 use crate::guest::Handler;
-use crate::metrics::HandlerMetrics;
+use crate::metrics::{HandlerMetrics, Rebalance};
 use crate::settle::Settler;
 
 /// How one handler consumes.
@@ -62,7 +62,7 @@ pub struct Group<B: Broker> {
 struct Parts {
     handler: Arc<dyn Handler>,
     settler: Settler,
-    metrics: HandlerMetrics,
+    metrics: Arc<HandlerMetrics>,
     /// One permit for each call of the guest.
     slots: Arc<Semaphore>,
 }
@@ -91,7 +91,7 @@ impl<B: Broker> Group<B> {
         config: Config,
         handler: Arc<dyn Handler>,
         settler: Settler,
-        metrics: HandlerMetrics,
+        metrics: Arc<HandlerMetrics>,
         membership: Arc<Membership>,
     ) -> Self {
         let slots = Arc::new(Semaphore::new(config.concurrency.max(1)));
@@ -120,7 +120,7 @@ impl<B: Broker> Group<B> {
     /// One membership, from joining to leaving.
     async fn member(&mut self, mut consumer: B::Consumer, stop: &CancellationToken) -> End {
         self.membership.joining();
-        let mut committer = Committer::new(&self.config, self.parts.metrics.clone());
+        let mut committer = Committer::new(&self.config, Arc::clone(&self.parts.metrics));
         let mut tick = tokio::time::interval(self.config.commit_interval);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let end = loop {
@@ -153,17 +153,17 @@ impl<B: Broker> Group<B> {
     ) -> Result<(), String> {
         match event {
             ConsumerEvent::Assigned(partitions) => {
-                self.parts.metrics.rebalanced("assigned");
+                self.parts.metrics.rebalances(Rebalance::Assigned).inc();
                 self.assign(consumer, &partitions).await?;
             }
             ConsumerEvent::Revoked(partitions) => {
-                self.parts.metrics.rebalanced("revoked");
+                self.parts.metrics.rebalances(Rebalance::Revoked).inc();
                 tracing::info!(group = self.config.subscription.group, partitions = %names(&partitions), "partitions are revoked");
                 self.give_back(consumer, committer, &partitions).await;
                 consumer.release(&partitions).await.map_err(|error| error.to_string())?;
             }
             ConsumerEvent::Lost(partitions) => {
-                self.parts.metrics.rebalanced("lost");
+                self.parts.metrics.rebalances(Rebalance::Lost).inc();
                 tracing::warn!(group = self.config.subscription.group, partitions = %names(&partitions), "partitions are lost; what they had in hand is redelivered elsewhere");
                 self.abandon(&partitions).await;
                 consumer.release(&partitions).await.map_err(|error| error.to_string())?;
@@ -210,7 +210,7 @@ impl<B: Broker> Group<B> {
                 self.interrupt(assigned).await;
             }
         }
-        self.parts.metrics.drained(started.elapsed());
+        tracing::info!(group = self.config.subscription.group, took = ?started.elapsed(), "partitions are drained");
         let frontiers = leaving.iter().filter_map(|assigned| assigned.progress.frontier()).collect();
         let last = committer.finish(consumer, frontiers);
         if tokio::time::timeout(LAST_COMMIT_DEADLINE, last).await.is_err() {

@@ -2,5 +2,8 @@
 
 pub mod attempt;
 pub mod broker;
-pub mod config;
+pub mod consumer;
 pub mod guest;
+pub mod metrics;
+pub mod settle;
+pub mod store;

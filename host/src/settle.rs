@@ -15,14 +15,14 @@ pub use self::dead_letter::DeadLetters;
 use crate::attempt::Attempt;
 use crate::broker::{Outgoing, Producer, SendError, WhenFull};
 use crate::guest::{CallError, Called, Outcome, Reason};
-use crate::metrics::HandlerMetrics;
+use crate::metrics::{HandlerMetrics, OutcomeKind};
 
 /// Turns the outcomes of one handler's calls into verdicts.
 pub struct Settler {
     producer: Arc<dyn Producer>,
     policy: RetryPolicy,
     dead_letters: DeadLetters,
-    metrics: HandlerMetrics,
+    metrics: Arc<HandlerMetrics>,
 }
 
 /// A record that failed alone, and why.
@@ -42,7 +42,7 @@ impl Settler {
         producer: Arc<dyn Producer>,
         policy: RetryPolicy,
         dead_letters: DeadLetters,
-        metrics: HandlerMetrics,
+        metrics: Arc<HandlerMetrics>,
     ) -> Self {
         Self { producer, policy, dead_letters, metrics }
     }
@@ -51,10 +51,30 @@ impl Settler {
     ///
     /// Waits until outputs are acknowledged, and for as long as dead letters can't be written.
     pub async fn settle(&self, attempt: &Attempt, called: Called) -> Vec<Verdict> {
+        self.count(attempt, &called);
         let Called { revision, outcomes, .. } = called;
         match outcomes {
             Ok(outcomes) => self.each(attempt, &revision, outcomes).await,
             Err(error) => self.whole(attempt, &revision, error).await,
+        }
+    }
+
+    /// Counts what the guest said, once for the batch.
+    fn count(&self, attempt: &Attempt, called: &Called) {
+        let revision = self.metrics.revision(&called.revision);
+        revision.called(attempt.records.len(), called.took);
+        match &called.outcomes {
+            Ok(outcomes) => {
+                let mut counts = [0_u64; 5];
+                outcomes.iter().for_each(|outcome| counts[kind(outcome) as usize] += 1);
+                let kinds = [OutcomeKind::Ack, OutcomeKind::Skip, OutcomeKind::Retry, OutcomeKind::DeadLetter, OutcomeKind::Untouched];
+                for kind in kinds.into_iter().filter(|kind| counts[*kind as usize] > 0) {
+                    revision.outcomes(kind).inc_by(counts[kind as usize]);
+                }
+            }
+            Err(error) => {
+                revision.failures(error.class).inc();
+            }
         }
     }
 
@@ -130,6 +150,7 @@ impl Settler {
         failures: &mut Vec<(usize, Failure)>,
     ) {
         let results = self.producer.send(outputs, WhenFull::Wait).await;
+        self.metrics.outputs.inc_by(results.iter().filter(|result| result.is_ok()).count() as u64);
         if results.iter().all(Result::is_ok) {
             return;
         }
@@ -154,7 +175,7 @@ impl Settler {
         let charged = record.charged + u32::from(charge);
         match self.policy.decide(failure.class, tries, charged, failure.after, fastrand::f64()) {
             Decision::RetryAfter(after) => {
-                self.metrics.retried(failure.class);
+                self.metrics.retries(failure.class).inc();
                 tracing::debug!(
                     from = %attempt.from, offset = record.record.offset(), class = failure.class.name(),
                     code = failure.reason.code, tries, ?after, revision = &**revision, "a record waits to be tried again"
@@ -162,11 +183,21 @@ impl Settler {
                 Verdict::Retry { after, charge }
             }
             Decision::DeadLetter => {
-                self.dead_letters.write(&*self.producer, attempt, revision, record, charged, failure).await;
-                self.metrics.dead_lettered(failure.class);
+                self.dead_letters.write(&*self.producer, &self.metrics, attempt, revision, record, charged, failure).await;
+                self.metrics.dead_letters(failure.class).inc();
                 Verdict::Settled
             }
         }
+    }
+}
+
+fn kind(outcome: &Outcome) -> OutcomeKind {
+    match outcome {
+        Outcome::Ack(_) => OutcomeKind::Ack,
+        Outcome::Skip => OutcomeKind::Skip,
+        Outcome::Retry { .. } => OutcomeKind::Retry,
+        Outcome::DeadLetter(_) => OutcomeKind::DeadLetter,
+        Outcome::Untouched => OutcomeKind::Untouched,
     }
 }
 
@@ -247,3 +278,6 @@ impl<'a> Verdicts<'a> {
         self.verdicts.into_iter().enumerate().map(verdict).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
@@ -10,12 +11,12 @@ use tidemill_core::record::{Offset, TopicPartition};
 use super::Config;
 use super::progress::Frontier;
 use crate::broker::{CommitError, Consumer};
-use crate::metrics::HandlerMetrics;
+use crate::metrics::{CommitResult, HandlerMetrics};
 
 /// Commits for one membership.
 pub(super) struct Committer {
     group: String,
-    metrics: HandlerMetrics,
+    metrics: Arc<HandlerMetrics>,
     /// What the broker confirmed, by partition and assignment.
     committed: BTreeMap<TopicPartition, (u64, Offset)>,
     /// The commit under way.
@@ -28,7 +29,7 @@ struct Running {
 }
 
 impl Committer {
-    pub(super) fn new(config: &Config, metrics: HandlerMetrics) -> Self {
+    pub(super) fn new(config: &Config, metrics: Arc<HandlerMetrics>) -> Self {
         Self { group: config.subscription.group.clone(), metrics, committed: BTreeMap::new(), running: None }
     }
 
@@ -64,14 +65,18 @@ impl Committer {
     /// Notes how the commit under way ended.
     pub(super) fn on_confirmed(&mut self, result: Result<(), CommitError>) {
         let Some(running) = self.running.take() else { return };
-        self.metrics.committed(result.is_ok());
         match result {
             Ok(()) => {
+                self.metrics.commits(CommitResult::Ok).inc();
                 for frontier in running.frontiers {
                     self.committed.insert(frontier.from, (frontier.epoch, frontier.offset));
                 }
             }
-            Err(error) => tracing::warn!(group = self.group, %error, "offsets were not committed; the next commit takes them"),
+            Err(error) => {
+                let fenced = matches!(error, CommitError::Fenced(_));
+                self.metrics.commits(if fenced { CommitResult::Fenced } else { CommitResult::Failed }).inc();
+                tracing::warn!(group = self.group, %error, "offsets were not committed; the next commit takes them");
+            }
         }
     }
 

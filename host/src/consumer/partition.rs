@@ -98,6 +98,7 @@ impl<R: Reader> Task<R> {
                 chunk = self.reader.next(records, bytes), if records > 0 && read_again.is_none() => match chunk {
                     Ok(chunk) => self.received(chunk),
                     Err(error) => {
+                        self.parts.metrics.receive_errors.inc();
                         tracing::warn!(partition = %self.progress.from, %error, "the partition can't be read and is read again");
                         read_again = Some(Instant::now() + READ_AGAIN_DELAY);
                     }
@@ -117,7 +118,8 @@ impl<R: Reader> Task<R> {
     }
 
     fn received(&mut self, chunk: Arc<Chunk>) {
-        self.parts.metrics.received(chunk.len(), chunk.bytes());
+        self.parts.metrics.received_records.inc_by(chunk.len() as u64);
+        self.parts.metrics.received_bytes.inc_by(chunk.bytes() as u64);
         if let Some(last) = chunk.records().last() {
             self.made.push_back((last.offset(), last.timestamp().millis()));
         }
@@ -165,6 +167,8 @@ impl<R: Reader> Task<R> {
 
     fn invoke(&mut self, call: Call, slot: OwnedSemaphorePermit) {
         let parts = Arc::clone(&self.parts);
+        parts.metrics.attempts.inc();
+        parts.metrics.in_flight.inc_by(call.records.len() as i64);
         let id = call.id;
         let records = call.records.len();
         let from = self.progress.from.clone();
@@ -175,6 +179,7 @@ impl<R: Reader> Task<R> {
                 tracing::error!(partition = %from, records, "the host panicked in an attempt; its records are tried again");
                 vec![Verdict::Retry { after: PANIC_DELAY, charge: true }; records]
             });
+            parts.metrics.in_flight.dec_by(records as i64);
             (id, verdicts)
         });
     }
@@ -187,8 +192,19 @@ impl<R: Reader> Task<R> {
         }
         let oldest_ms = self.made.front().and_then(|(_, millis)| *millis);
         self.progress.set_load(self.reader.end_offset(), self.machine.pending(), oldest_ms);
-        let view = self.progress.view();
-        self.metrics.set(&view, self.machine.lanes_waiting());
+        self.publish(committable, oldest_ms);
+    }
+
+    fn publish(&self, committable: Offset, oldest_ms: Option<i64>) {
+        let pending = self.machine.pending();
+        let lag = self.progress.view().lag.unwrap_or(0);
+        let age_ms = oldest_ms.map_or(0, |oldest| (jiff::Timestamp::now().as_millisecond() - oldest).max(0));
+        self.metrics.committed.set(committable);
+        self.metrics.lag_records.set(lag);
+        self.metrics.lag_seconds.set(age_ms as f64 / 1000.0);
+        self.metrics.lanes_waiting.set(self.machine.lanes_waiting() as i64);
+        self.metrics.pending.set(pending as i64);
+        self.metrics.position.set(self.machine.position().unwrap_or(0));
     }
 }
 

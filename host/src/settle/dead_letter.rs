@@ -9,6 +9,7 @@ use tidemill_core::partition::CallRecord;
 use super::Failure;
 use crate::attempt::Attempt;
 use crate::broker::{Header, Outgoing, Producer, SendError, WhenFull};
+use crate::metrics::HandlerMetrics;
 
 /// Where one handler's dead letters go.
 #[derive(Debug, Clone)]
@@ -39,6 +40,7 @@ impl DeadLetters {
     pub(super) async fn write(
         &self,
         producer: &dyn Producer,
+        metrics: &HandlerMetrics,
         attempt: &Attempt,
         revision: &Arc<str>,
         record: &CallRecord,
@@ -69,6 +71,7 @@ impl DeadLetters {
                 bare = true;
                 continue;
             }
+            metrics.dead_letter_failures.inc();
             tracing::error!(
                 handler = &*self.handler, from = %attempt.from, offset, class, topic = &*letter.topic, %error,
                 "a dead letter can't be written; its lane stands still until it can"
