@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod guests;
 mod lint;
 mod serve;
 mod test;
@@ -12,6 +13,8 @@ mod test;
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask")]
 enum Chore {
+    /// Builds the guests' components from source
+    Guests(guests::Args),
     /// Starts real Kafka and PostgreSQL on free ports until Ctrl-C
     Lab(serve::Args),
     /// Checks formatting, lints and, with cargo-deny, dependencies
@@ -22,6 +25,7 @@ enum Chore {
 
 fn main() -> ExitCode {
     let done = match Chore::parse() {
+        Chore::Guests(args) => guests::run(&args),
         Chore::Lab(args) => serve::run(&args),
         Chore::Lint(args) => lint::run(&args),
         Chore::Test(args) => test::run(&args),
