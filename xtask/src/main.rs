@@ -6,6 +6,7 @@ use clap::Parser;
 
 mod bench;
 mod demo;
+mod guests;
 mod lint;
 mod serve;
 mod test;
@@ -18,6 +19,8 @@ enum Chore {
     Bench(bench::Args),
     /// Shows the main job: post, drop in a handler, swap another, count that nothing is lost
     Demo(demo::Args),
+    /// Builds the guests' components from source
+    Guests(guests::Args),
     /// Starts real Kafka and PostgreSQL on free ports until Ctrl-C
     Lab(serve::Args),
     /// Checks formatting, lints and, with cargo-deny, dependencies
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
     let done = match Chore::parse() {
         Chore::Bench(args) => bench::run(&args),
         Chore::Demo(args) => demo::run(&args),
+        Chore::Guests(args) => guests::run(&args),
         Chore::Lab(args) => serve::run(&args),
         Chore::Lint(args) => lint::run(&args),
         Chore::Test(args) => test::run(&args),
