@@ -72,7 +72,9 @@ impl Settler {
                     revision.outcomes(kind).inc_by(counts[kind as usize]);
                 }
             }
-            Err(error) => drop(revision.failures(error.class).inc()),
+            Err(error) => {
+                revision.failures(error.class).inc();
+            }
         }
     }
 
@@ -276,3 +278,6 @@ impl<'a> Verdicts<'a> {
         self.verdicts.into_iter().enumerate().map(verdict).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,7 +25,7 @@ pub struct Progress {
 
 /// An offset that may be committed, and the assignment that may commit it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frontier {
+pub(super) struct Frontier {
     pub(super) from: TopicPartition,
     pub(super) epoch: u64,
     pub(super) offset: Offset,
