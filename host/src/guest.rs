@@ -2,6 +2,8 @@
 //!
 //! `guest/` has the sandbox; a closure is enough for tests of the rooms around it.
 
+pub mod bindings;
+
 use std::sync::Arc;
 use std::time::Duration;
 
