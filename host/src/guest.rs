@@ -12,6 +12,7 @@ use tidemill_core::retry::Class;
 
 use crate::attempt::Attempt;
 use crate::broker::Outgoing;
+pub use crate::capability::Backends;
 
 /// How the guest says that one record ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

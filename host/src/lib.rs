@@ -2,6 +2,11 @@
 
 pub mod attempt;
 pub mod broker;
+pub mod capability;
+pub mod config {
+    //! Configuration.
+    pub mod units;
+}
 pub mod consumer;
 pub mod guest;
 pub mod metrics;

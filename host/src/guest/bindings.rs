@@ -16,5 +16,11 @@ wasmtime::component::bindgen!({
         default: async | trappable,
     },
     exports: { default: async },
+    with: {
+        "wasi:keyvalue/store.bucket": crate::capability::Bucket,
+        "tidemill:guest/sql.connection": crate::capability::Connection,
+        "tidemill:guest/sql.transaction": crate::capability::Transaction,
+        "tidemill:guest/sql.own-transaction": crate::capability::OwnTransaction,
+    },
     require_store_data_send: true,
 });
