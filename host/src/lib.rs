@@ -4,7 +4,7 @@ pub mod attempt;
 pub mod broker;
 pub mod capability;
 pub mod config {
-    //! Configuration.
+    //! Values of configuration files.
     pub mod units;
 }
 pub mod consumer;

@@ -1,6 +1,7 @@
 //! What one handler may use, found when it is loaded: a grant that can't be met keeps the handler from starting.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
 use tidemill_core::grants::{Grants, Kind};
@@ -53,6 +54,19 @@ pub struct Granted {
     pub(super) config: BTreeMap<String, String>,
     /// Shared by all instances, so that more of them do not log more.
     pub(super) lines: Budget,
+}
+
+impl fmt::Debug for Backends {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kv, sql, secrets, producer: _ } = self;
+        f.debug_struct("Backends").field("kv", kv).field("sql", sql).field("secrets", secrets).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Granted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Granted").field("handler", &self.handler).field("grants", &self.grants).finish_non_exhaustive()
+    }
 }
 
 /// Why a handler can't be loaded with its grants. The texts name the key and the cure.

@@ -5,7 +5,7 @@ mod jars;
 use std::fmt::Write;
 use std::fs;
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use super::process::Process;
+use super::process::{Farewell, Process};
 use super::{port, wait};
 
 const READY_DEADLINE: Duration = Duration::from_secs(90);
@@ -80,7 +80,7 @@ impl Kafka {
             let mut format = java(&jars, &["-XX:TieredStopAtLevel=1", "-Xmx128m"])?;
             format.args(["kafka.tools.StorageTool", "format", "-t", &cluster, "-c"]).arg(&properties);
             let log = folder.path().join(format!("node{id}.format"));
-            formats.push(Process::start("the storage tool", &format, &log, Some(folder.path()))?);
+            formats.push(Process::start("the storage tool", &format, &log, &farewell(&folder))?);
         }
         for mut format in formats {
             let status = format.wait(READY_DEADLINE)?;
@@ -144,7 +144,7 @@ impl Kafka {
         if log.exists() {
             fs::rename(&log, log.with_extension("log.before"))?;
         }
-        Process::start(&format!("kafka node {id}"), &command, &log, Some(self.folder.path()))
+        Process::start(&format!("kafka node {id}"), &command, &log, &farewell(&self.folder))
     }
 }
 
@@ -169,6 +169,10 @@ impl Node {
     }
 }
 
+fn farewell(folder: &TempDir) -> Farewell<'_> {
+    Farewell { signal: Signal::SIGKILL, leftovers: Some(folder.path()) }
+}
+
 fn properties_of(id: u16, nodes: u16, (port, control): (u16, u16), voters: &str, data: &str) -> String {
     let in_sync = if nodes > 1 { 2 } else { 1 };
     let mut text = String::from(SETTINGS);
@@ -188,7 +192,7 @@ fn properties_of(id: u16, nodes: u16, (port, control): (u16, u16), voters: &str,
     text
 }
 
-fn java(jars: &PathBuf, options: &[&str]) -> Result<Command> {
+fn java(jars: &Path, options: &[&str]) -> Result<Command> {
     let log4j = crate::tree::root().join("xtask/lab/log4j2.xml");
     let mut command = Command::new("java");
     command.args(["-Xshare:auto", "-XX:+UseSerialGC"]).args(options);

@@ -10,10 +10,12 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use super::process::Process;
+use super::process::{Farewell, Process};
 use super::{port, wait};
 
 const READY_DEADLINE: Duration = Duration::from_secs(60);
+/// Ends PostgreSQL at once, but lets it give back its shared memory, which SIGKILL would leak.
+const IMMEDIATE: Signal = Signal::SIGQUIT;
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A server of its own. Dropping it stops it and removes its data; so does our death.
@@ -101,8 +103,7 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // SIGQUIT ends it at once but lets it give back its shared memory, which SIGKILL would leak.
-        let ended = self.process.signal(Signal::SIGQUIT).and_then(|()| self.process.wait(STOP_DEADLINE));
+        let ended = self.process.signal(IMMEDIATE).and_then(|()| self.process.wait(STOP_DEADLINE));
         if let Err(error) = ended {
             eprintln!("{error:#}");
         }
@@ -117,7 +118,8 @@ fn launch(programs: &Path, folder: &Path, port: u16) -> Result<Process> {
     {
         command.arg("-c").arg(setting);
     }
-    Process::start("postgres", &command, &folder.join("server.log"), Some(folder))
+    let farewell = Farewell { signal: IMMEDIATE, leftovers: Some(folder) };
+    Process::start("postgres", &command, &folder.join("server.log"), &farewell)
 }
 
 /// `setpriv` becomes the program, where `runuser` would stay beside it and catch its signals.

@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use super::wait;
 
 /// Becomes the server, after leaving a watcher behind that holds the other end of our pipe. When the pipe closes without
-/// a word, we are dead, however we died: the watcher kills the server and removes what it would leave on disk (`$0`).
+/// a word, we are dead, however we died: the watcher sends the last signal (`$0`) and removes the leftovers (`$1`).
 /// It stays in the server's process group, so that the group's number cannot be given to a stranger before the kill.
 /// A parent-death signal would not do: it follows the *thread* that started the child, and tests end theirs.
 const WATCHED: &str = r#"
@@ -23,14 +23,24 @@ exec 3<&0 </dev/null
 ( (
   trap '' HUP INT QUIT TERM
   read -r _ <&3 && exit
-  kill -KILL $$
-  [ -z "$0" ] || rm -rf -- "$0"
+  kill -"$0" $$
+  kill -CONT $$
+  [ -z "$1" ] || rm -rf -- "$1"
 ) & )
+shift
 exec "$@" 3<&-
 "#;
 
 /// How much of a server's log is shown when it fails.
 const LOG_TAIL_LINES: usize = 40;
+
+/// What becomes of a server if we die before it.
+pub struct Farewell<'a> {
+    /// How it is told.
+    pub signal: Signal,
+    /// The folder that is removed after it.
+    pub leftovers: Option<&'a Path>,
+}
 
 /// A running or exited server. Dropping it kills it.
 pub struct Process {
@@ -42,11 +52,12 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command`, whose output is appended to `log`. If we die, `leftovers` is removed after the server.
-    pub fn start(name: &str, command: &Command, log: &Path, leftovers: Option<&Path>) -> Result<Process> {
+    /// Starts `command`, whose output is appended to `log`.
+    pub fn start(name: &str, command: &Command, log: &Path, farewell: &Farewell) -> Result<Process> {
         let output = File::options().create(true).append(true).open(log).with_context(|| format!("open `{log:?}`"))?;
         let mut watched = Command::new("sh");
-        watched.arg("-c").arg(WATCHED).arg(leftovers.map_or(OsStr::new(""), Path::as_os_str));
+        let signal = farewell.signal.as_str().trim_start_matches("SIG");
+        watched.arg("-c").arg(WATCHED).arg(signal).arg(farewell.leftovers.map_or(OsStr::new(""), Path::as_os_str));
         watched.arg(command.get_program()).args(command.get_args());
         for (key, value) in command.get_envs() {
             match value {

@@ -61,7 +61,7 @@ const NEEDS: &[Need] = &[
 /// Installs what is missing, saying so first; or names the commands and fails.
 pub(super) fn meet(args: &Args) -> Result<()> {
     let missing: Vec<&Need> =
-        NEEDS.iter().filter(|need| !(args.fast && need.for_promises) && !(need.is_met)()).collect();
+        NEEDS.iter().filter(|need| (!args.fast || !need.for_promises) && !(need.is_met)()).collect();
     let packages: Vec<&str> = missing.iter().flat_map(|need| need.packages).copied().collect();
     let lists_missing = args.bootstrap && !args.fast && !debian_knows_wasm_toolchain();
     if missing.is_empty() && !lists_missing {
