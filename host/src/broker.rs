@@ -3,6 +3,9 @@
 //! Nothing here speaks librdkafka's words. Each seam has one contract test (`broker/contract.rs`) that runs against
 //! every implementation: `kafka` (the only files that name rdkafka), `embedded` and `memory`.
 
+#[doc(hidden)]
+pub mod contract;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
@@ -87,7 +90,8 @@ pub trait Producer: Send + Sync + 'static {
     /// Sends records in order and resolves, once each is acknowledged (`acks=all`) or failed, to one result a record.
     ///
     /// Records are queued in order while the future is polled first; dropping it later does not unsend them.
-    fn send(&self, records: Vec<Outgoing>, when_full: WhenFull) -> BoxFuture<'static, Vec<Result<Position, SendError>>>;
+    fn send(&self, records: Vec<Outgoing>, when_full: WhenFull)
+    -> BoxFuture<'static, Vec<Result<Position, SendError>>>;
 
     /// Whether the producer can reach the broker now, as far as it knows.
     fn ready(&self) -> bool;
@@ -177,13 +181,19 @@ pub trait Consumer: Send + 'static {
     fn next_event(&mut self) -> impl Future<Output = ConsumerEvent> + Send;
 
     /// Begins to read assigned partitions, each from its committed offset or else from [`Subscription::start_at`].
-    fn start(&mut self, partitions: &[TopicPartition]) -> impl Future<Output = Result<Vec<(TopicPartition, Self::Reader)>, BrokerError>> + Send;
+    fn start(
+        &mut self,
+        partitions: &[TopicPartition],
+    ) -> impl Future<Output = Result<Vec<(TopicPartition, Self::Reader)>, BrokerError>> + Send;
 
     /// Gives partitions back after [`ConsumerEvent::Revoked`] or [`ConsumerEvent::Lost`]. Their readers must be dropped before.
     fn release(&mut self, partitions: &[TopicPartition]) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
     /// Commits offsets (each the next to be read) and resolves when the broker confirmed. At most one commit at a time.
-    fn commit(&self, offsets: Vec<(TopicPartition, Offset)>) -> impl Future<Output = Result<(), CommitError>> + Send + 'static;
+    fn commit(
+        &self,
+        offsets: Vec<(TopicPartition, Offset)>,
+    ) -> impl Future<Output = Result<(), CommitError>> + Send + 'static;
 
     /// Leaves the group, giving up all partitions; readers must be dropped before.
     fn close(self) -> impl Future<Output = ()> + Send;
@@ -193,7 +203,11 @@ pub trait Consumer: Send + 'static {
 pub trait Reader: Send + 'static {
     /// Waits until there is a record, then takes what is there, up to the bounds; one record that is larger than
     /// `bytes_max` still comes alone. Never waits to fill. Cancel-safe: a dropped call has taken nothing.
-    fn next(&mut self, records_max: usize, bytes_max: usize) -> impl Future<Output = Result<Arc<Chunk>, BrokerError>> + Send;
+    fn next(
+        &mut self,
+        records_max: usize,
+        bytes_max: usize,
+    ) -> impl Future<Output = Result<Arc<Chunk>, BrokerError>> + Send;
 
     /// One past the last record of the partition, as far as is known without asking.
     fn end_offset(&self) -> Option<Offset>;
@@ -227,7 +241,12 @@ pub trait Admin: Send + Sync + 'static {
     fn topics(&self, name: Option<&str>) -> BoxFuture<'_, Result<Vec<TopicInfo>, BrokerError>>;
 
     /// Makes a topic. `replicas` is ignored where there is no replication; `None` is the broker's default.
-    fn create_topic(&self, name: &str, partitions: i32, replicas: Option<i32>) -> BoxFuture<'_, Result<(), BrokerError>>;
+    fn create_topic(
+        &self,
+        name: &str,
+        partitions: i32,
+        replicas: Option<i32>,
+    ) -> BoxFuture<'_, Result<(), BrokerError>>;
 
     /// The first offset at or after a time, for each partition of a topic; the end where none is later.
     fn offsets_for_time(&self, topic: &str, millis: i64) -> BoxFuture<'_, Result<Vec<(i32, Offset)>, BrokerError>>;
@@ -236,7 +255,13 @@ pub trait Admin: Send + Sync + 'static {
     fn committed(&self, group: &str, topic: &str) -> BoxFuture<'_, Result<Vec<(i32, Option<Offset>)>, BrokerError>>;
 
     /// Reads partitions outside any group, from the given offsets; for `topic tail`.
-    fn read(&self, topic: &str, partition: i32, from: Offset, records_max: usize) -> BoxFuture<'_, Result<Arc<Chunk>, BrokerError>>;
+    fn read(
+        &self,
+        topic: &str,
+        partition: i32,
+        from: Offset,
+        records_max: usize,
+    ) -> BoxFuture<'_, Result<Arc<Chunk>, BrokerError>>;
 }
 
 /// A log of records: where consumers, producers and the admin come from. Cheap to clone.
