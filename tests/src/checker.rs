@@ -38,7 +38,7 @@ pub struct Commit {
     pub partition: i32,
     /// The next offset to be delivered.
     pub offset: i64,
-    /// The lowest offset that had not been settled when this commit had been seen already.
+    /// How many records below it had not been settled even after it had been seen.
     pub unsettled: i64,
 }
 
@@ -69,13 +69,13 @@ pub enum Fault {
         /// And then.
         to: i64,
     },
-    /// An offset was committed above a record that was not settled.
+    /// An offset was committed above records that were not settled.
     CommitAhead {
         /// The partition.
         partition: i32,
         /// What was committed.
         committed: i64,
-        /// What was not settled.
+        /// How many records below it were not settled.
         unsettled: i64,
     },
 }
@@ -186,7 +186,7 @@ fn commits(commits: &[Commit], faults: &mut Vec<Fault>) {
             Some(from) if from > offset => faults.push(Fault::CommitFell { partition, from, to: offset }),
             _ => {}
         }
-        if offset > unsettled {
+        if unsettled > 0 {
             faults.push(Fault::CommitAhead { partition, committed: offset, unsettled });
         }
     }

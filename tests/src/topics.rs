@@ -37,7 +37,8 @@ pub fn create(bootstrap: &str, topic: &str, partitions: i32) -> Result<()> {
     let admin: AdminClient<DefaultClientContext> = config(bootstrap).create()?;
     // As many replicas as the cluster says.
     let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
-    let created = runtime()?.block_on(admin.create_topics([&new], &AdminOptions::new().operation_timeout(Some(TIMEOUT))));
+    let created =
+        runtime()?.block_on(admin.create_topics([&new], &AdminOptions::new().operation_timeout(Some(TIMEOUT))));
     for result in created? {
         result.map_err(|(topic, code)| anyhow!("create topic `{topic}`: {code}"))?;
     }

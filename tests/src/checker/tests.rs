@@ -68,10 +68,10 @@ fn a_repeat_is_not_out_of_order_but_an_overtaking_is() {
 #[test]
 fn a_commit_that_falls_or_runs_ahead_is_seen() {
     let mut fell = evidence(&[0, 1], &[0, 1]);
-    fell.commits = vec![commit(2, 2), commit(1, 2)];
+    fell.commits = vec![commit(2, 0), commit(1, 0)];
     faulty(fell, |fault| matches!(fault, Fault::CommitFell { from: 2, to: 1, .. }));
     let mut ahead = evidence(&[0, 1], &[0, 1]);
-    ahead.commits = vec![commit(1, 1), commit(2, 1)];
+    ahead.commits = vec![commit(1, 0), commit(2, 1)];
     faulty(ahead, |fault| matches!(fault, Fault::CommitAhead { committed: 2, unsettled: 1, .. }));
 }
 
