@@ -8,7 +8,7 @@ use std::process;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +25,8 @@ use crate::store::memory::MemoryKv;
 use crate::store::postgres::Postgres;
 use crate::store::sqlite::{SqliteKv, SqliteSql};
 use crate::store::{KeyValue, Sql};
-use crate::{admin, ingest};
+use crate::admin::{self, Admin};
+use crate::ingest::Ingest;
 
 /// One of the host's two roles, to run alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -62,7 +63,7 @@ pub async fn check(config: Config) -> Result<Vec<String>, Failure> {
         Kafka::new(kafka).map_err(|error| refused(&config.path, "broker", error))?;
     }
     let producer = broker.producer(&BTreeMap::new())?;
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Metrics::new();
     let fleet = Fleet::new(folder, parts(broker, producer, &config, &metrics)?, Arc::default());
     fleet.check().await.map_err(handlers_refused)
 }
@@ -94,59 +95,40 @@ async fn host<B: Broker>(
     ready_file: Option<PathBuf>,
 ) -> Result<(), Failure> {
     let mut signals = Signals::install()?;
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Metrics::new();
     let roster: Arc<Roster> = Arc::default();
     let producer = broker.producer(&BTreeMap::new()).map_err(|error| refused(&config.path, "broker", error))?;
+    let view = Arc::new(View::new(Arc::clone(&roster), Arc::clone(&producer), metrics.clone()));
+    let doors = Doors::bind(&broker, &config, only, &view, &metrics).await?;
+    let addresses = doors.addresses();
+    let mut fleet = match config.handlers.clone().filter(|_| only != Some(Role::Ingest)) {
+        Some(folder) => {
+            let parts = parts(broker, Arc::clone(&producer), &config, &metrics)?;
+            Some(Fleet::new(folder, parts, roster))
+        }
+        None => None,
+    };
+    if let Some(fleet) = &mut fleet {
+        fleet.start().await.map_err(handlers_refused)?;
+    }
+
     let (stop_ingest, stop_handlers, stop_admin) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-
-    let admin = match &config.admin {
-        Some(admin) => Some(admin::bind(admin, &config.folder).await.map_err(|error| refused(&config.path, "admin", error))?),
-        None => None,
-    };
-    let ingest = match config.ingest.as_ref().filter(|_| only != Some(Role::Handlers)) {
-        Some(ingest) => {
-            let properties = BTreeMap::from([("linger.ms".to_owned(), "0".to_owned())]);
-            let producer = broker.producer(&properties).map_err(|error| refused(&config.path, "broker", error))?;
-            let bound = ingest::bind(ingest, &config.folder, producer, metrics.ingest()).await;
-            Some(bound.map_err(|error| refused(&config.path, "ingest", error))?)
-        }
-        None => None,
-    };
-    let addresses = view::Addresses {
-        ingest: ingest.as_ref().map(ingest::Bound::address),
-        admin: admin.as_ref().map(admin::Bound::address),
-    };
-
-    let fleet = match config.handlers.clone().filter(|_| only != Some(Role::Ingest)) {
-        Some(folder) => {
-            let parts = parts(broker.clone(), Arc::clone(&producer), &config, &metrics)?;
-            let mut fleet = Fleet::new(folder, parts, Arc::clone(&roster));
-            fleet.start().await.map_err(handlers_refused)?;
-            Some(fleet)
-        }
-        None => None,
-    };
-    let view = Arc::new(View::new(roster, Arc::clone(&producer), stop_handlers.clone()));
-    let admin = admin.map(|bound| tokio::spawn(bound.serve(Arc::clone(&view) as _, Arc::clone(&metrics), stop_admin.clone())));
     let fleet = fleet.map(|fleet| tokio::spawn(fleet.run(stop_handlers.clone())));
-    let warm = producer.warm(&[], WARM_DEADLINE).await;
-    if let Err(error) = warm {
+    let admin = doors.admin.map(|admin| tokio::spawn(admin.run(stop_admin.clone())));
+    if let Err(error) = producer.warm(&[], WARM_DEADLINE).await {
         tracing::warn!(%error, "the producer is not connected yet; the host goes on and says when it is ready");
     }
-    let ingest = ingest.map(|bound| tokio::spawn(bound.serve(stop_ingest.clone())));
+    let ingest = doors.ingest.map(|ingest| tokio::spawn(ingest.run(stop_ingest.clone())));
     tracing::info!(ingest = ?addresses.ingest, admin = ?addresses.admin, "the host runs");
-
+    view.started();
     let announced = tokio::spawn(view::announce(Arc::clone(&view), addresses, ready_file));
+
     signals.first().await;
     announced.abort();
-    tracing::info!(deadline = ?config.shutdown_deadline, "the host drains and ends; a second signal ends it at once");
-    tokio::spawn(async move {
-        signals.first().await;
-        tracing::warn!("a second signal: the host ends at once; what was in hand is delivered again");
-        process::exit(130);
-    });
     view.stopping();
+    tracing::info!(deadline = ?config.shutdown_deadline, "the host drains and ends; a second signal ends it at once");
+    tokio::spawn(end_at_once(signals));
     let drain = async {
         stop_ingest.cancel();
         join("ingest", ingest).await;
@@ -159,15 +141,63 @@ async fn host<B: Broker>(
         stop_admin.cancel();
         join("admin", admin).await;
     };
-    if tokio::time::timeout(config.shutdown_deadline, drain).await.is_err() {
-        return Err(anyhow::anyhow!(
-            "the host did not drain within `shutdown_deadline` ({:?}); what was in hand is delivered again",
-            config.shutdown_deadline
-        )
-        .into());
-    }
+    let late = || {
+        let deadline = config.shutdown_deadline;
+        anyhow!("the host did not drain within `shutdown_deadline` ({deadline:?}); what was in hand is delivered again")
+    };
+    tokio::time::timeout(config.shutdown_deadline, drain).await.map_err(|_| late())?;
     tracing::info!("the host has ended");
     Ok(())
+}
+
+/// A second signal: the operator has waited enough.
+async fn end_at_once(mut signals: Signals) {
+    signals.first().await;
+    tracing::warn!("a second signal: the host ends at once; what was in hand is delivered again");
+    process::exit(130);
+}
+
+/// The host's listeners.
+struct Doors {
+    ingest: Option<Ingest>,
+    admin: Option<Admin>,
+}
+
+impl Doors {
+    async fn bind<B: Broker>(
+        broker: &B,
+        config: &Config,
+        only: Option<Role>,
+        view: &Arc<View>,
+        metrics: &Metrics,
+    ) -> Result<Self, Failure> {
+        let admin = match &config.admin {
+            Some(admin) => {
+                let host = Arc::clone(view) as Arc<dyn admin::Host>;
+                let bound = Admin::bind(admin, &config.folder, host, metrics.clone()).await;
+                Some(bound.map_err(|error| refused(&config.path, "admin", error))?)
+            }
+            None => None,
+        };
+        let ingest = match config.ingest.as_ref().filter(|_| only != Some(Role::Handlers)) {
+            Some(ingest) => {
+                // A client waits for each record: it is sent at once instead of waiting for company.
+                let properties = BTreeMap::from([("linger.ms".to_owned(), "0".to_owned())]);
+                let producer = broker.producer(&properties).map_err(|error| refused(&config.path, "broker", error))?;
+                let bound = Ingest::bind(ingest, &config.folder, producer, metrics.ingest()).await;
+                Some(bound.map_err(|error| refused(&config.path, "ingest", error))?)
+            }
+            None => None,
+        };
+        Ok(Self { ingest, admin })
+    }
+
+    fn addresses(&self) -> view::Addresses {
+        view::Addresses {
+            ingest: self.ingest.as_ref().map(Ingest::address),
+            admin: self.admin.as_ref().map(Admin::address),
+        }
+    }
 }
 
 async fn join(part: &str, task: Option<tokio::task::JoinHandle<()>>) {
@@ -182,7 +212,7 @@ fn parts<B: Broker>(
     broker: B,
     producer: Arc<dyn Producer>,
     config: &Config,
-    metrics: &Arc<Metrics>,
+    metrics: &Metrics,
 ) -> Result<fleet::Parts<B>, Failure> {
     let backends = Backends {
         kv: kv_stores(config)?,
@@ -191,7 +221,7 @@ fn parts<B: Broker>(
         producer: Arc::clone(&producer),
     };
     let engine = Arc::new(Engine::new(&config.state).context("the sandbox can't be set up")?);
-    Ok(fleet::Parts { broker, producer, engine, backends, metrics: Arc::clone(metrics) })
+    Ok(fleet::Parts { broker, producer, engine, backends, metrics: metrics.clone() })
 }
 
 fn kv_stores(config: &Config) -> Result<BTreeMap<String, Arc<dyn KeyValue>>, Failure> {

@@ -98,7 +98,7 @@ pub struct Parts<B: Broker> {
     /// What can be granted.
     pub backends: Backends,
     /// Where it is counted.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Metrics,
 }
 
 /// The handlers of one host.

@@ -2,6 +2,10 @@
 
 pub mod attempt;
 pub mod broker;
+pub mod config {
+    //! Values of configuration files.
+    pub mod units;
+}
 pub mod consumer;
 pub mod guest;
 pub mod metrics;
