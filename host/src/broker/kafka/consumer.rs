@@ -17,9 +17,10 @@ use rdkafka::types::{RDKafka, RDKafkaRespErr};
 use rdkafka::{Offset as Place, TopicPartitionList};
 use tidemill_core::record::{Offset, TopicPartition};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::config::{Config, refused_by_library};
+use super::ends::ends;
 use super::errors::{self, code_of};
 use super::ffi::{self, Event, Native, Queue, Wakers};
 use super::listener::Listener;
@@ -137,7 +138,9 @@ impl KafkaConsumer {
         places = found;
         if fresh.count() > 0 {
             let kept = commit(&self.client, fresh).await;
-            kept.map_err(|code| BrokerError::Unavailable(self.client.context().listener.with_cause(&code.to_string())))?;
+            kept.map_err(|code| {
+                BrokerError::Unavailable(self.client.context().listener.with_cause(&code.to_string()))
+            })?;
         }
         Ok(places)
     }
@@ -290,17 +293,19 @@ fn find_places(
     client: &Client,
     wanted: TopicPartitionList,
 ) -> Result<(TopicPartitionList, TopicPartitionList), BrokerError> {
-    let failed = |topic: &str, error: &KafkaError| {
-        errors::of_topic(code_of(error), topic, &client.context().listener.with_cause(&error.to_string()))
+    let failed = |topic: &str, code: Code| {
+        errors::of_topic(code, topic, &client.context().listener.with_cause(&code.to_string()))
     };
-    let committed = client.consumer.committed_offsets(wanted, PLACE_DEADLINE).map_err(|error| failed("", &error))?;
+    let deadline = Instant::now() + PLACE_DEADLINE;
+    let committed = client.consumer.committed_offsets(wanted, PLACE_DEADLINE);
+    let committed = committed.map_err(|error| failed("", code_of(&error)))?;
     let (mut places, mut fresh) = (TopicPartitionList::new(), TopicPartitionList::new());
     for found in committed.elements() {
         let (topic, partition) = (found.topic(), found.partition());
         let mut place = found.offset();
         if !matches!(place, Place::Offset(_)) {
-            let ends = client.consumer.fetch_watermarks(topic, partition, PLACE_DEADLINE);
-            let (_, end) = ends.map_err(|error| failed(topic, &error))?;
+            let (_, end) =
+                ends(client.consumer.client(), topic, partition, deadline).map_err(|code| failed(topic, code))?;
             place = Place::Offset(end);
             add(&mut fresh, topic, partition, place)?;
         }
@@ -430,9 +435,7 @@ async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|ended| Err(BrokerError::Unavailable(format!("the call was stopped: {ended}"))))
 }
 
-fn list<'a>(
-    places: impl IntoIterator<Item = (&'a TopicPartition, Place)>,
-) -> Result<TopicPartitionList, BrokerError> {
+fn list<'a>(places: impl IntoIterator<Item = (&'a TopicPartition, Place)>) -> Result<TopicPartitionList, BrokerError> {
     let mut list = TopicPartitionList::new();
     for (partition, place) in places {
         // The library's list panics on a name that it can't hold.
