@@ -113,6 +113,11 @@ impl Queue {
         }
     }
 
+    /// What is told, with a permit that stays, when the queue gets its first entry.
+    pub(super) fn wake(&self) -> Arc<Notify> {
+        Arc::clone(&self.wake)
+    }
+
     /// Waits until something came since the queue was last seen empty; may also return without reason. Cancel-safe.
     pub(super) async fn woken(&self) {
         self.wake.notified().await;

@@ -258,7 +258,7 @@ impl Client {
 }
 
 /// Serves a client's events until nobody sends by it, then waits for what is in flight and gives the client back.
-pub(super) fn serve(client: Arc<Client>, replace: impl Fn(&Arc<Client>)) {
+pub(super) fn serve(mut client: Arc<Client>, replace: impl Fn(&Arc<Client>)) {
     let events = Queue::main(Arc::clone(&client.library) as _);
     let mut parting_since = None;
     let mut purged = false;
@@ -271,8 +271,12 @@ pub(super) fn serve(client: Arc<Client>, replace: impl Fn(&Arc<Client>)) {
             continue;
         }
         let since = *parting_since.get_or_insert_with(Instant::now);
-        if client.in_flight() == 0 && Arc::strong_count(&client) == 1 {
-            break;
+        if client.in_flight() == 0 {
+            // Whoever queues just now holds it, too.
+            client = match Arc::try_unwrap(client) {
+                Ok(_last) => return,
+                Err(client) => client,
+            };
         }
         if since.elapsed() > PARTING_DEADLINE && !purged {
             // Each is reported then, as never sent or as unknown.
