@@ -10,9 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::orders::Post;
-use crate::lab::process::Process;
-use crate::lab::wait;
-use crate::tree;
+use nix::sys::signal::Signal;
+use xtask::lab::process::{Farewell, Process};
+use xtask::lab::wait;
+use xtask::tree;
 
 /// The demo's folder and the addresses of its host.
 pub(super) struct Place {
@@ -59,8 +60,9 @@ impl Place {
     pub(super) fn start(&self) -> Result<Process> {
         let binary = tree::target().join("debug/tidemill");
         let mut command = Command::new(&binary);
+        let farewell = Farewell { signal: Signal::SIGTERM, leftovers: None };
         command.args(["run", "--ready-file", "ready.json"]).current_dir(&self.folder);
-        let mut host = Process::start("tidemill", &command, &self.folder.join("tidemill.log"), None)?;
+        let mut host = Process::start("tidemill", &command, &self.folder.join("tidemill.log"), &farewell)?;
         let ready = self.folder.join("ready.json");
         wait::until("the host to be ready", Duration::from_secs(60), || match host.exited()? {
             Some(status) => bail!("the host ended: {status}\n{}", host.log_tail()),
