@@ -1,1 +1,4 @@
 //! The promises.
+
+#[path = "promises/postgres.rs"]
+mod postgres;
