@@ -21,12 +21,12 @@ use crate::config::{self, Config, Problem};
 use crate::fleet::{self, Fleet, HandlerError, Roster};
 use crate::guest::{Backends, Engine};
 use crate::metrics::Metrics;
-use crate::store::memory::MemoryKv;
+use crate::store::memory::MemoryKeyValue;
 use crate::store::postgres::Postgres;
-use crate::store::sqlite::{SqliteKv, SqliteSql};
+use crate::store::sqlite::{Sqlite, SqliteKeyValue};
 use crate::store::{KeyValue, Sql};
 use crate::admin::{self, Admin};
-use crate::ingest::Ingest;
+use crate::ingest::{self, Ingest};
 
 /// One of the host's two roles, to run alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -49,7 +49,7 @@ pub async fn run(config: Config, only: Option<Role>, ready_file: Option<PathBuf>
             host(broker, config, only, ready_file).await
         }
         config::Broker::Kafka(kafka) => {
-            let broker = Kafka::new(kafka).map_err(|error| refused(&path, "broker", error))?;
+            let broker = Kafka::new(kafka.clone()).map_err(|error| refused(&path, "broker", error))?;
             host(broker, config, only, ready_file).await
         }
     }
@@ -60,11 +60,11 @@ pub async fn check(config: Config) -> Result<Vec<String>, Failure> {
     let Some(folder) = config.handlers.clone() else { return Ok(Vec::new()) };
     let broker = Embedded::in_memory().map_err(|error| refused(&config.path, "broker", error))?;
     if let config::Broker::Kafka(kafka) = &config.broker {
-        Kafka::new(kafka).map_err(|error| refused(&config.path, "broker", error))?;
+        Kafka::new(kafka.clone()).map_err(|error| refused(&config.path, "broker", error))?;
     }
     let producer = broker.producer(&BTreeMap::new())?;
     let metrics = Metrics::new();
-    let fleet = Fleet::new(folder, parts(broker, producer, &config, &metrics)?, Arc::default());
+    let fleet = Fleet::new(folder, parts(broker, producer, &config, &metrics).await?, Arc::default());
     fleet.check().await.map_err(handlers_refused)
 }
 
@@ -82,7 +82,7 @@ pub fn topic(path: &Path, command: topic_command::Command) -> Result<(), Failure
                 };
                 topic_command::run(&broker.map_err(anyhow::Error::from)?, command).await
             }
-            config::Broker::Kafka(kafka) => topic_command::run(&Kafka::new(kafka)?, command).await,
+            config::Broker::Kafka(kafka) => topic_command::run(&Kafka::new(kafka.clone())?, command).await,
         }
     })?;
     Ok(())
@@ -98,12 +98,23 @@ async fn host<B: Broker>(
     let metrics = Metrics::new();
     let roster: Arc<Roster> = Arc::default();
     let producer = broker.producer(&BTreeMap::new()).map_err(|error| refused(&config.path, "broker", error))?;
-    let view = Arc::new(View::new(Arc::clone(&roster), Arc::clone(&producer), metrics.clone()));
-    let doors = Doors::bind(&broker, &config, only, &view, &metrics).await?;
+    let mut producers = vec![Arc::clone(&producer)];
+    // A client waits for each record: ingest's are sent at once instead of waiting for company.
+    let for_ingest = match config.ingest.as_ref().filter(|_| only != Some(Role::Handlers)) {
+        Some(ingest) => {
+            let properties = BTreeMap::from([("linger.ms".to_owned(), "0".to_owned())]);
+            let own = broker.producer(&properties).map_err(|error| refused(&config.path, "broker", error))?;
+            producers.push(Arc::clone(&own));
+            Some((ingest, own))
+        }
+        None => None,
+    };
+    let view = Arc::new(View::new(Arc::clone(&roster), producers.clone(), metrics.clone()));
+    let doors = Doors::bind(&config, for_ingest, &view, &metrics).await?;
     let addresses = doors.addresses();
     let mut fleet = match config.handlers.clone().filter(|_| only != Some(Role::Ingest)) {
         Some(folder) => {
-            let parts = parts(broker, Arc::clone(&producer), &config, &metrics)?;
+            let parts = parts(broker, Arc::clone(&producer), &config, &metrics).await?;
             Some(Fleet::new(folder, parts, roster))
         }
         None => None,
@@ -116,9 +127,7 @@ async fn host<B: Broker>(
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let fleet = fleet.map(|fleet| tokio::spawn(fleet.run(stop_handlers.clone())));
     let admin = doors.admin.map(|admin| tokio::spawn(admin.run(stop_admin.clone())));
-    if let Err(error) = producer.warm(&[], WARM_DEADLINE).await {
-        tracing::warn!(%error, "the producer is not connected yet; the host goes on and says when it is ready");
-    }
+    warm(&producers, &config).await;
     let ingest = doors.ingest.map(|ingest| tokio::spawn(ingest.run(stop_ingest.clone())));
     tracing::info!(ingest = ?addresses.ingest, admin = ?addresses.admin, "the host runs");
     view.started();
@@ -134,9 +143,11 @@ async fn host<B: Broker>(
         join("ingest", ingest).await;
         stop_handlers.cancel();
         join("handlers", fleet).await;
-        let unsent = producer.flush(config.shutdown_deadline).await;
-        if unsent > 0 {
-            tracing::warn!(unsent, "records were not acknowledged before the end; those that they came from are delivered again");
+        for producer in &producers {
+            let unsent = producer.flush(config.shutdown_deadline).await;
+            if unsent > 0 {
+                tracing::warn!(unsent, "records were not acknowledged before the end; whoever sent them was told, or they come again");
+            }
         }
         stop_admin.cancel();
         join("admin", admin).await;
@@ -148,6 +159,16 @@ async fn host<B: Broker>(
     tokio::time::timeout(config.shutdown_deadline, drain).await.map_err(|_| late())?;
     tracing::info!("the host has ended");
     Ok(())
+}
+
+/// Connects the producers ahead of the first record. The host goes on without, and says when it is ready.
+async fn warm(producers: &[Arc<dyn Producer>], config: &Config) {
+    let topics: Vec<Arc<str>> = config.ingest.iter().flat_map(|ingest| &ingest.topics).map(|topic| topic.as_str().into()).collect();
+    for producer in producers {
+        if let Err(error) = producer.warm(&topics, WARM_DEADLINE).await {
+            tracing::warn!(%error, "a producer is not connected yet; the host goes on and says when it is ready");
+        }
+    }
 }
 
 /// A second signal: the operator has waited enough.
@@ -164,10 +185,9 @@ struct Doors {
 }
 
 impl Doors {
-    async fn bind<B: Broker>(
-        broker: &B,
+    async fn bind(
         config: &Config,
-        only: Option<Role>,
+        for_ingest: Option<(&ingest::Config, Arc<dyn Producer>)>,
         view: &Arc<View>,
         metrics: &Metrics,
     ) -> Result<Self, Failure> {
@@ -175,17 +195,14 @@ impl Doors {
             Some(admin) => {
                 let host = Arc::clone(view) as Arc<dyn admin::Host>;
                 let bound = Admin::bind(admin, &config.folder, host, metrics.clone()).await;
-                Some(bound.map_err(|error| refused(&config.path, "admin", error))?)
+                Some(bound.map_err(|error| section_refused(&config.path, &error))?)
             }
             None => None,
         };
-        let ingest = match config.ingest.as_ref().filter(|_| only != Some(Role::Handlers)) {
-            Some(ingest) => {
-                // A client waits for each record: it is sent at once instead of waiting for company.
-                let properties = BTreeMap::from([("linger.ms".to_owned(), "0".to_owned())]);
-                let producer = broker.producer(&properties).map_err(|error| refused(&config.path, "broker", error))?;
+        let ingest = match for_ingest {
+            Some((ingest, producer)) => {
                 let bound = Ingest::bind(ingest, &config.folder, producer, metrics.ingest()).await;
-                Some(bound.map_err(|error| refused(&config.path, "ingest", error))?)
+                Some(bound.map_err(|error| section_refused(&config.path, &error))?)
             }
             None => None,
         };
@@ -208,15 +225,15 @@ async fn join(part: &str, task: Option<tokio::task::JoinHandle<()>>) {
     }
 }
 
-fn parts<B: Broker>(
+async fn parts<B: Broker>(
     broker: B,
     producer: Arc<dyn Producer>,
     config: &Config,
     metrics: &Metrics,
 ) -> Result<fleet::Parts<B>, Failure> {
     let backends = Backends {
-        kv: kv_stores(config)?,
-        sql: databases(config)?,
+        kv: kv_stores(config).await?,
+        sql: databases(config).await?,
         secrets: config.secrets.clone(),
         producer: Arc::clone(&producer),
     };
@@ -224,32 +241,36 @@ fn parts<B: Broker>(
     Ok(fleet::Parts { broker, producer, engine, backends, metrics: metrics.clone() })
 }
 
-fn kv_stores(config: &Config) -> Result<BTreeMap<String, Arc<dyn KeyValue>>, Failure> {
+async fn kv_stores(config: &Config) -> Result<BTreeMap<String, Arc<dyn KeyValue>>, Failure> {
     let mut stores: BTreeMap<String, Arc<dyn KeyValue>> = BTreeMap::new();
     for (name, kv) in &config.kv {
         let store: Arc<dyn KeyValue> = match kv {
-            config::Kv::Memory(memory) => Arc::new(MemoryKv::new(memory.clone())),
-            config::Kv::Sqlite(sqlite) => Arc::new(
-                SqliteKv::open(sqlite.from(&config.folder))
-                    .map_err(|error| refused(&config.path, &format!("kv.{name}"), error))?,
-            ),
+            config::Kv::Memory(memory) => Arc::new(MemoryKeyValue::new(memory.clone())),
+            config::Kv::Sqlite(sqlite) => {
+                let mut sqlite = sqlite.clone();
+                sqlite.file = config.folder.join(&sqlite.file);
+                let opened = SqliteKeyValue::open(sqlite).await;
+                Arc::new(opened.map_err(|error| refused(&config.path, &format!("kv.{name}"), error))?)
+            }
         };
         stores.insert(name.clone(), store);
     }
     Ok(stores)
 }
 
-fn databases(config: &Config) -> Result<BTreeMap<String, Arc<dyn Sql>>, Failure> {
+async fn databases(config: &Config) -> Result<BTreeMap<String, Arc<dyn Sql>>, Failure> {
     let mut databases: BTreeMap<String, Arc<dyn Sql>> = BTreeMap::new();
     for (name, sql) in &config.sql {
         let key = format!("sql.{name}");
         let database: Arc<dyn Sql> = match sql {
-            config::Sql::Sqlite(sqlite) => Arc::new(
-                SqliteSql::open(sqlite.from(&config.folder)).map_err(|error| refused(&config.path, &key, error))?,
-            ),
+            config::Sql::Sqlite(sqlite) => {
+                let mut sqlite = sqlite.clone();
+                sqlite.file = config.folder.join(&sqlite.file);
+                Arc::new(Sqlite::open(sqlite).await.map_err(|error| refused(&config.path, &key, error))?)
+            }
             config::Sql::Postgres(postgres) => {
-                let url = postgres.url.read(&config.folder).map_err(|error| refused(&config.path, &format!("{key}.url"), error))?;
-                Arc::new(Postgres::new(&url, postgres).map_err(|error| refused(&config.path, &key, error))?)
+                let opened = Postgres::new(postgres.clone(), &config.folder);
+                Arc::new(opened.map_err(|error| refused(&config.path, &key, error))?)
             }
         };
         databases.insert(name.clone(), database);
@@ -259,6 +280,11 @@ fn databases(config: &Config) -> Result<BTreeMap<String, Arc<dyn Sql>>, Failure>
 
 fn refused(path: &Path, key: &str, error: impl std::fmt::Display) -> Failure {
     Failure::Refused(vec![Problem::invalid(path, key, format!("can't work: {error}")).to_string()])
+}
+
+/// For errors that name their key themselves.
+fn section_refused(path: &Path, error: &dyn std::fmt::Display) -> Failure {
+    Failure::Refused(vec![format!("{}: {error}", path.display())])
 }
 
 fn handlers_refused(errors: Vec<HandlerError>) -> Failure {

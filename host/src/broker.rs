@@ -5,6 +5,7 @@
 
 #[doc(hidden)]
 pub mod contract;
+pub mod kafka;
 
 use std::collections::BTreeMap;
 use std::future::Future;

@@ -20,15 +20,15 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// Reads the roster for the admin.
 pub(super) struct View {
     roster: Arc<Roster>,
-    producer: Arc<dyn Producer>,
+    producers: Vec<Arc<dyn Producer>>,
     metrics: Metrics,
     started: AtomicBool,
     stopping: AtomicBool,
 }
 
 impl View {
-    pub(super) fn new(roster: Arc<Roster>, producer: Arc<dyn Producer>, metrics: Metrics) -> Self {
-        Self { roster, producer, metrics, started: AtomicBool::new(false), stopping: AtomicBool::new(false) }
+    pub(super) fn new(roster: Arc<Roster>, producers: Vec<Arc<dyn Producer>>, metrics: Metrics) -> Self {
+        Self { roster, producers, metrics, started: AtomicBool::new(false), stopping: AtomicBool::new(false) }
     }
 
     /// From now on the host can be ready: everything that it was told to start is started.
@@ -102,7 +102,7 @@ impl admin::Host for View {
         } else if !self.started.load(Ordering::Relaxed) {
             lacks("host", "it starts");
         }
-        if !self.producer.ready() {
+        if !self.producers.iter().all(|producer| producer.ready()) {
             lacks("producer", "the broker is not reached");
         }
         for (name, state) in self.roster.states() {

@@ -147,6 +147,47 @@ mod tests {
     }
 
     #[test]
+    fn the_guide_lists_each_key_with_its_default() {
+        let Config {
+            listen,
+            topics: _,
+            token: _,
+            body_bytes_max,
+            record_bytes_max,
+            batch_records_max,
+            requests_max,
+            bodies_bytes_max,
+            connections_max,
+            head_timeout,
+            body_timeout,
+            send_timeout,
+            retry_after,
+            drain_deadline,
+        } = Config::default();
+        let size = |Size(bytes)| format!("{}MiB", bytes >> 20);
+        let span = |Span(span)| format!("{}s", span.as_secs());
+        let keys = [
+            ("listen", listen.to_string()),
+            ("body_bytes_max", size(body_bytes_max)),
+            ("record_bytes_max", size(record_bytes_max)),
+            ("batch_records_max", batch_records_max.to_string()),
+            ("requests_max", requests_max.to_string()),
+            ("bodies_bytes_max", size(bodies_bytes_max)),
+            ("connections_max", connections_max.to_string()),
+            ("head_timeout", span(head_timeout)),
+            ("body_timeout", span(body_timeout)),
+            ("send_timeout", span(send_timeout)),
+            ("retry_after", span(retry_after)),
+            ("drain_deadline", span(drain_deadline)),
+        ];
+        let guide = include_str!("../../../docs/ingest.md");
+        for (key, default) in keys {
+            let row = format!("| `{key}` | `{default}` |");
+            assert!(guide.contains(&row), "the guide has no {row}");
+        }
+    }
+
+    #[test]
     fn a_wrong_section_is_told_what_to_write() {
         let cases = [
             ("", "`ingest.topics` is empty; name the topics"),

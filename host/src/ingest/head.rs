@@ -328,7 +328,8 @@ mod tests {
     #[test]
     fn a_wrong_head_is_named_with_what_to_send_instead() {
         let ndjson = ("Content-Type", "application/x-ndjson");
-        let cases: &[(&str, &[(&str, &str)], &str)] = &[
+        type Headers<'a> = &'a [(&'a str, &'a str)];
+        let cases: &[(&str, Headers, &str)] = &[
             ("", &[("Tidemill-Ky", "a")], "`tidemill-ky` is no header"),
             ("", &[("Tidemill-Header-", "a")], "`tidemill-header-` is no header"),
             ("", &[("Tidemill-Key", "a"), ("Tidemill-Key", "b")], "more than once"),

@@ -96,6 +96,16 @@ impl Answer {
     }
 }
 
+/// The clients' guide has a row for this answer.
+fn check_guide(status: u16, code: &str) {
+    let guide = include_str!("../../../docs/ingest.md");
+    let (status, code) = (format!("| {status} |"), format!("`{code}`"));
+    let row = guide.lines().find(|line| line.starts_with(&status) && line.contains(&code));
+    assert!(row.is_some(), "the guide has no row for {status} {code}");
+}
+
+type Headers<'a> = &'a [(&'a str, &'a str)];
+
 const NDJSON: (&str, &str) = ("Content-Type", "application/x-ndjson");
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,6 +168,7 @@ async fn what_the_broker_says_is_told_with_whether_it_is_stored() {
         assert_eq!((answer.status, answer.code()), (status, code), "{error}");
         assert_eq!(answer.body["stored"], stored, "{error}");
         assert_eq!(answer.headers.contains_key("retry-after"), status == 503, "{error}");
+        check_guide(status, code);
     }
     assert!(endpoint.metrics.render().contains(r#"tidemill_ingest_requests_total{topic="orders",status="503"} 2"#));
     endpoint.stop().await;
@@ -224,7 +235,7 @@ async fn what_is_wrong_is_named_and_nothing_is_sent() {
     let long = "x".repeat(2_001);
     let body = "x".repeat(10_001);
     let huge = "x".repeat(3_000_000);
-    let cases: &[(&str, &[(&str, &str)], &str, u16, &str)] = &[
+    let cases: &[(&str, Headers, &str, u16, &str)] = &[
         ("/topics/other", &[], "x", 404, "topic-not-offered"),
         ("/topics/or%64ers/x", &[], "x", 404, "no-such-path"),
         ("/", &[], "x", 405, "wrong-method"),
@@ -243,6 +254,7 @@ async fn what_is_wrong_is_named_and_nothing_is_sent() {
         let answer = endpoint.post(path, headers, *body).await.unwrap();
         assert_eq!((answer.status, answer.code()), (*status, *code), "{path} {headers:?}");
         assert_eq!(answer.body["stored"], "no");
+        check_guide(*status, code);
     }
     let answer = endpoint.post("/topics/orders", &[NDJSON], "{}\n{]\n").await.unwrap();
     assert_eq!(answer.body["line"], 2);
