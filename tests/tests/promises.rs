@@ -6,6 +6,7 @@ mod promises {
     mod dependency;
     mod hostile;
     mod ingest;
+    mod means;
     mod stored;
     mod swap;
     mod takeover;
