@@ -8,7 +8,7 @@ use std::process;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -21,11 +21,12 @@ use crate::config::{self, Config, Problem};
 use crate::fleet::{self, Fleet, HandlerError, Roster};
 use crate::guest::{Backends, Engine};
 use crate::metrics::Metrics;
-use crate::store::memory::MemoryKv;
+use crate::store::memory::MemoryKeyValue;
 use crate::store::postgres::Postgres;
-use crate::store::sqlite::{SqliteKv, SqliteSql};
+use crate::store::sqlite::{Sqlite, SqliteKeyValue};
 use crate::store::{KeyValue, Sql};
-use crate::{admin, ingest};
+use crate::admin::{self, Admin};
+use crate::ingest::{self, Ingest};
 
 /// One of the host's two roles, to run alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -48,7 +49,7 @@ pub async fn run(config: Config, only: Option<Role>, ready_file: Option<PathBuf>
             host(broker, config, only, ready_file).await
         }
         config::Broker::Kafka(kafka) => {
-            let broker = Kafka::new(kafka).map_err(|error| refused(&path, "broker", error))?;
+            let broker = Kafka::new(kafka.clone()).map_err(|error| refused(&path, "broker", error))?;
             host(broker, config, only, ready_file).await
         }
     }
@@ -59,11 +60,11 @@ pub async fn check(config: Config) -> Result<Vec<String>, Failure> {
     let Some(folder) = config.handlers.clone() else { return Ok(Vec::new()) };
     let broker = Embedded::in_memory().map_err(|error| refused(&config.path, "broker", error))?;
     if let config::Broker::Kafka(kafka) = &config.broker {
-        Kafka::new(kafka).map_err(|error| refused(&config.path, "broker", error))?;
+        Kafka::new(kafka.clone()).map_err(|error| refused(&config.path, "broker", error))?;
     }
     let producer = broker.producer(&BTreeMap::new())?;
-    let metrics = Arc::new(Metrics::new());
-    let fleet = Fleet::new(folder, parts(broker, producer, &config, &metrics)?, Arc::default());
+    let metrics = Metrics::new();
+    let fleet = Fleet::new(folder, parts(broker, producer, &config, &metrics).await?, Arc::default());
     fleet.check().await.map_err(handlers_refused)
 }
 
@@ -81,7 +82,7 @@ pub fn topic(path: &Path, command: topic_command::Command) -> Result<(), Failure
                 };
                 topic_command::run(&broker.map_err(anyhow::Error::from)?, command).await
             }
-            config::Broker::Kafka(kafka) => topic_command::run(&Kafka::new(kafka)?, command).await,
+            config::Broker::Kafka(kafka) => topic_command::run(&Kafka::new(kafka.clone())?, command).await,
         }
     })?;
     Ok(())
@@ -94,80 +95,126 @@ async fn host<B: Broker>(
     ready_file: Option<PathBuf>,
 ) -> Result<(), Failure> {
     let mut signals = Signals::install()?;
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Metrics::new();
     let roster: Arc<Roster> = Arc::default();
     let producer = broker.producer(&BTreeMap::new()).map_err(|error| refused(&config.path, "broker", error))?;
-    let (stop_ingest, stop_handlers, stop_admin) =
-        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-
-    let admin = match &config.admin {
-        Some(admin) => Some(admin::bind(admin, &config.folder).await.map_err(|error| refused(&config.path, "admin", error))?),
-        None => None,
-    };
-    let ingest = match config.ingest.as_ref().filter(|_| only != Some(Role::Handlers)) {
+    let mut producers = vec![Arc::clone(&producer)];
+    // A client waits for each record: ingest's are sent at once instead of waiting for company.
+    let for_ingest = match config.ingest.as_ref().filter(|_| only != Some(Role::Handlers)) {
         Some(ingest) => {
             let properties = BTreeMap::from([("linger.ms".to_owned(), "0".to_owned())]);
-            let producer = broker.producer(&properties).map_err(|error| refused(&config.path, "broker", error))?;
-            let bound = ingest::bind(ingest, &config.folder, producer, metrics.ingest()).await;
-            Some(bound.map_err(|error| refused(&config.path, "ingest", error))?)
+            let own = broker.producer(&properties).map_err(|error| refused(&config.path, "broker", error))?;
+            producers.push(Arc::clone(&own));
+            Some((ingest, own))
         }
         None => None,
     };
-    let addresses = view::Addresses {
-        ingest: ingest.as_ref().map(ingest::Bound::address),
-        admin: admin.as_ref().map(admin::Bound::address),
-    };
-
-    let fleet = match config.handlers.clone().filter(|_| only != Some(Role::Ingest)) {
+    let view = Arc::new(View::new(Arc::clone(&roster), producers.clone(), metrics.clone()));
+    let doors = Doors::bind(&config, for_ingest, &view, &metrics).await?;
+    let addresses = doors.addresses();
+    let mut fleet = match config.handlers.clone().filter(|_| only != Some(Role::Ingest)) {
         Some(folder) => {
-            let parts = parts(broker.clone(), Arc::clone(&producer), &config, &metrics)?;
-            let mut fleet = Fleet::new(folder, parts, Arc::clone(&roster));
-            fleet.start().await.map_err(handlers_refused)?;
-            Some(fleet)
+            let parts = parts(broker, Arc::clone(&producer), &config, &metrics).await?;
+            Some(Fleet::new(folder, parts, roster))
         }
         None => None,
     };
-    let view = Arc::new(View::new(roster, Arc::clone(&producer), stop_handlers.clone()));
-    let admin = admin.map(|bound| tokio::spawn(bound.serve(Arc::clone(&view) as _, Arc::clone(&metrics), stop_admin.clone())));
-    let fleet = fleet.map(|fleet| tokio::spawn(fleet.run(stop_handlers.clone())));
-    let warm = producer.warm(&[], WARM_DEADLINE).await;
-    if let Err(error) = warm {
-        tracing::warn!(%error, "the producer is not connected yet; the host goes on and says when it is ready");
+    if let Some(fleet) = &mut fleet {
+        fleet.start().await.map_err(handlers_refused)?;
     }
-    let ingest = ingest.map(|bound| tokio::spawn(bound.serve(stop_ingest.clone())));
-    tracing::info!(ingest = ?addresses.ingest, admin = ?addresses.admin, "the host runs");
 
+    let (stop_ingest, stop_handlers, stop_admin) =
+        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    let fleet = fleet.map(|fleet| tokio::spawn(fleet.run(stop_handlers.clone())));
+    let admin = doors.admin.map(|admin| tokio::spawn(admin.run(stop_admin.clone())));
+    warm(&producers, &config).await;
+    let ingest = doors.ingest.map(|ingest| tokio::spawn(ingest.run(stop_ingest.clone())));
+    tracing::info!(ingest = ?addresses.ingest, admin = ?addresses.admin, "the host runs");
+    view.started();
     let announced = tokio::spawn(view::announce(Arc::clone(&view), addresses, ready_file));
+
     signals.first().await;
     announced.abort();
-    tracing::info!(deadline = ?config.shutdown_deadline, "the host drains and ends; a second signal ends it at once");
-    tokio::spawn(async move {
-        signals.first().await;
-        tracing::warn!("a second signal: the host ends at once; what was in hand is delivered again");
-        process::exit(130);
-    });
     view.stopping();
+    tracing::info!(deadline = ?config.shutdown_deadline, "the host drains and ends; a second signal ends it at once");
+    tokio::spawn(end_at_once(signals));
     let drain = async {
         stop_ingest.cancel();
         join("ingest", ingest).await;
         stop_handlers.cancel();
         join("handlers", fleet).await;
-        let unsent = producer.flush(config.shutdown_deadline).await;
-        if unsent > 0 {
-            tracing::warn!(unsent, "records were not acknowledged before the end; those that they came from are delivered again");
+        for producer in &producers {
+            let unsent = producer.flush(config.shutdown_deadline).await;
+            if unsent > 0 {
+                tracing::warn!(unsent, "records were not acknowledged before the end; whoever sent them was told, or they come again");
+            }
         }
         stop_admin.cancel();
         join("admin", admin).await;
     };
-    if tokio::time::timeout(config.shutdown_deadline, drain).await.is_err() {
-        return Err(anyhow::anyhow!(
-            "the host did not drain within `shutdown_deadline` ({:?}); what was in hand is delivered again",
-            config.shutdown_deadline
-        )
-        .into());
-    }
+    let late = || {
+        let deadline = config.shutdown_deadline;
+        anyhow!("the host did not drain within `shutdown_deadline` ({deadline:?}); what was in hand is delivered again")
+    };
+    tokio::time::timeout(config.shutdown_deadline, drain).await.map_err(|_| late())?;
     tracing::info!("the host has ended");
     Ok(())
+}
+
+/// Connects the producers ahead of the first record. The host goes on without, and says when it is ready.
+async fn warm(producers: &[Arc<dyn Producer>], config: &Config) {
+    let topics: Vec<Arc<str>> = config.ingest.iter().flat_map(|ingest| &ingest.topics).map(|topic| topic.as_str().into()).collect();
+    for producer in producers {
+        if let Err(error) = producer.warm(&topics, WARM_DEADLINE).await {
+            tracing::warn!(%error, "a producer is not connected yet; the host goes on and says when it is ready");
+        }
+    }
+}
+
+/// A second signal: the operator has waited enough.
+async fn end_at_once(mut signals: Signals) {
+    signals.first().await;
+    tracing::warn!("a second signal: the host ends at once; what was in hand is delivered again");
+    process::exit(130);
+}
+
+/// The host's listeners.
+struct Doors {
+    ingest: Option<Ingest>,
+    admin: Option<Admin>,
+}
+
+impl Doors {
+    async fn bind(
+        config: &Config,
+        for_ingest: Option<(&ingest::Config, Arc<dyn Producer>)>,
+        view: &Arc<View>,
+        metrics: &Metrics,
+    ) -> Result<Self, Failure> {
+        let admin = match &config.admin {
+            Some(admin) => {
+                let host = Arc::clone(view) as Arc<dyn admin::Host>;
+                let bound = Admin::bind(admin, &config.folder, host, metrics.clone()).await;
+                Some(bound.map_err(|error| section_refused(&config.path, &error))?)
+            }
+            None => None,
+        };
+        let ingest = match for_ingest {
+            Some((ingest, producer)) => {
+                let bound = Ingest::bind(ingest, &config.folder, producer, metrics.ingest()).await;
+                Some(bound.map_err(|error| section_refused(&config.path, &error))?)
+            }
+            None => None,
+        };
+        Ok(Self { ingest, admin })
+    }
+
+    fn addresses(&self) -> view::Addresses {
+        view::Addresses {
+            ingest: self.ingest.as_ref().map(Ingest::address),
+            admin: self.admin.as_ref().map(Admin::address),
+        }
+    }
 }
 
 async fn join(part: &str, task: Option<tokio::task::JoinHandle<()>>) {
@@ -178,48 +225,52 @@ async fn join(part: &str, task: Option<tokio::task::JoinHandle<()>>) {
     }
 }
 
-fn parts<B: Broker>(
+async fn parts<B: Broker>(
     broker: B,
     producer: Arc<dyn Producer>,
     config: &Config,
-    metrics: &Arc<Metrics>,
+    metrics: &Metrics,
 ) -> Result<fleet::Parts<B>, Failure> {
     let backends = Backends {
-        kv: kv_stores(config)?,
-        sql: databases(config)?,
+        kv: kv_stores(config).await?,
+        sql: databases(config).await?,
         secrets: config.secrets.clone(),
         producer: Arc::clone(&producer),
     };
     let engine = Arc::new(Engine::new(&config.state).context("the sandbox can't be set up")?);
-    Ok(fleet::Parts { broker, producer, engine, backends, metrics: Arc::clone(metrics) })
+    Ok(fleet::Parts { broker, producer, engine, backends, metrics: metrics.clone() })
 }
 
-fn kv_stores(config: &Config) -> Result<BTreeMap<String, Arc<dyn KeyValue>>, Failure> {
+async fn kv_stores(config: &Config) -> Result<BTreeMap<String, Arc<dyn KeyValue>>, Failure> {
     let mut stores: BTreeMap<String, Arc<dyn KeyValue>> = BTreeMap::new();
     for (name, kv) in &config.kv {
         let store: Arc<dyn KeyValue> = match kv {
-            config::Kv::Memory(memory) => Arc::new(MemoryKv::new(memory.clone())),
-            config::Kv::Sqlite(sqlite) => Arc::new(
-                SqliteKv::open(sqlite.from(&config.folder))
-                    .map_err(|error| refused(&config.path, &format!("kv.{name}"), error))?,
-            ),
+            config::Kv::Memory(memory) => Arc::new(MemoryKeyValue::new(memory.clone())),
+            config::Kv::Sqlite(sqlite) => {
+                let mut sqlite = sqlite.clone();
+                sqlite.file = config.folder.join(&sqlite.file);
+                let opened = SqliteKeyValue::open(sqlite).await;
+                Arc::new(opened.map_err(|error| refused(&config.path, &format!("kv.{name}"), error))?)
+            }
         };
         stores.insert(name.clone(), store);
     }
     Ok(stores)
 }
 
-fn databases(config: &Config) -> Result<BTreeMap<String, Arc<dyn Sql>>, Failure> {
+async fn databases(config: &Config) -> Result<BTreeMap<String, Arc<dyn Sql>>, Failure> {
     let mut databases: BTreeMap<String, Arc<dyn Sql>> = BTreeMap::new();
     for (name, sql) in &config.sql {
         let key = format!("sql.{name}");
         let database: Arc<dyn Sql> = match sql {
-            config::Sql::Sqlite(sqlite) => Arc::new(
-                SqliteSql::open(sqlite.from(&config.folder)).map_err(|error| refused(&config.path, &key, error))?,
-            ),
+            config::Sql::Sqlite(sqlite) => {
+                let mut sqlite = sqlite.clone();
+                sqlite.file = config.folder.join(&sqlite.file);
+                Arc::new(Sqlite::open(sqlite).await.map_err(|error| refused(&config.path, &key, error))?)
+            }
             config::Sql::Postgres(postgres) => {
-                let url = postgres.url.read(&config.folder).map_err(|error| refused(&config.path, &format!("{key}.url"), error))?;
-                Arc::new(Postgres::new(&url, postgres).map_err(|error| refused(&config.path, &key, error))?)
+                let opened = Postgres::new(postgres.clone(), &config.folder);
+                Arc::new(opened.map_err(|error| refused(&config.path, &key, error))?)
             }
         };
         databases.insert(name.clone(), database);
@@ -229,6 +280,11 @@ fn databases(config: &Config) -> Result<BTreeMap<String, Arc<dyn Sql>>, Failure>
 
 fn refused(path: &Path, key: &str, error: impl std::fmt::Display) -> Failure {
     Failure::Refused(vec![Problem::invalid(path, key, format!("can't work: {error}")).to_string()])
+}
+
+/// For errors that name their key themselves.
+fn section_refused(path: &Path, error: &dyn std::fmt::Display) -> Failure {
+    Failure::Refused(vec![format!("{}: {error}", path.display())])
 }
 
 fn handlers_refused(errors: Vec<HandlerError>) -> Failure {

@@ -6,6 +6,7 @@
 #[doc(hidden)]
 pub mod contract;
 pub mod embedded;
+pub mod kafka;
 
 use std::collections::BTreeMap;
 use std::future::Future;

@@ -8,6 +8,9 @@ use std::{fmt, time::Duration};
 
 use futures_util::future::BoxFuture;
 
+#[doc(hidden)]
+pub mod contract;
+mod limits;
 pub mod memory;
 pub mod migrations;
 pub mod postgres;
@@ -179,6 +182,20 @@ pub enum Value {
         /// The value as text.
         text: String,
     },
+}
+
+impl Value {
+    /// What the value holds outside itself, in bytes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Null | Self::Boolean(_) | Self::Int(_) | Self::Float(_) => 0,
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Text(text) | Self::Timestamp(text) | Self::Decimal(text) | Self::Json(text) | Self::Uuid(text) => {
+                text.len()
+            }
+            Self::Other { type_name, text } => type_name.len() + text.len(),
+        }
+    }
 }
 
 /// A column of a `RowSet`.

@@ -36,6 +36,8 @@ pub(crate) struct Args {
 const POST_RECORDS: usize = 20;
 /// Clients that post at once.
 const CLIENTS: usize = 4;
+/// How often to look whether the host still runs.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the pipeline may take to finish after the last POST.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -50,17 +52,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if result.is_ok() && !args.once {
         println!("{}", place.invitation()?);
-        host.wait_for_ever()?;
+        // Ctrl-C ends this process, and with it the host.
+        while host.exited()?.is_none() {
+            thread::sleep(LOOK_INTERVAL);
+        }
     }
     host.terminate(Duration::from_secs(30))?;
     result
 }
 
 fn build() -> Result<()> {
-    println!("Building the host. The first time this compiles wasmtime and librdkafka: about 8 minutes on two cores; afterwards seconds.");
+    println!(
+        "Building the host. The first time this compiles wasmtime and librdkafka: about 8 minutes on two cores; afterwards seconds."
+    );
     let started = Instant::now();
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(crate::tree::root()).args(["build", "--quiet", "--package", "tidemill"]);
+    cargo.current_dir(xtask::tree::root()).args(["build", "--quiet", "--package", "tidemill"]);
     if !has_openssl() {
         println!("OpenSSL's headers are not installed: it is compiled from source too.");
         cargo.args(["--features", "ssl-vendored"]);
@@ -103,7 +110,9 @@ fn play(place: &Place, count: u32) -> Result<()> {
             }
             if !swapped && bar.position() > u64::from(count) / 2 {
                 let digest = place.swap_orders()?;
-                bar.println(format!("swapped handlers/orders/orders.wasm for another build ({digest}) while orders keep coming"));
+                bar.println(format!(
+                    "swapped handlers/orders/orders.wasm for another build ({digest}) while orders keep coming"
+                ));
                 swapped = true;
             }
         }

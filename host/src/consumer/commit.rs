@@ -81,13 +81,13 @@ impl Committer {
     }
 
     /// The last commit of partitions that are given back; resolves when it is confirmed or has failed.
-    pub(super) async fn finish<C: Consumer>(&mut self, consumer: &C, frontiers: Vec<Frontier>) {
+    pub(super) async fn finish<C: Consumer>(&mut self, consumer: &mut C, frontiers: Vec<Frontier>) {
         // A commit under way may hold older offsets of the same partitions: let it pass first.
         if self.running.is_some() {
             let result = self.confirmed().await;
             self.on_confirmed(result);
         }
-        self.start(consumer, frontiers);
+        self.start(&*consumer, frontiers);
         if self.running.is_some() {
             let result = self.confirmed().await;
             self.on_confirmed(result);

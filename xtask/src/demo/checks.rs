@@ -37,7 +37,7 @@ impl Ledger {
 /// Compares every count with the ledger and prints each comparison.
 pub(super) fn check(place: &Place, ledger: &Ledger) -> Result<()> {
     let database = Connection::open(place.database())?;
-    let number = |sql: &str| database.query_row(sql, [], |row| row.get::<_, u64>(0));
+    let number = |sql: &str| database.query_row(sql, [], |row| row.get::<_, i64>(0).map(i64::cast_unsigned));
     let topics = place.topics()?;
     let records = |topic: &str| topics.get(topic).copied().unwrap_or(0);
     let accepted = ledger.good + ledger.bad;
@@ -58,8 +58,8 @@ pub(super) fn check(place: &Place, ledger: &Ledger) -> Result<()> {
 }
 
 fn totals(database: &Connection) -> Result<BTreeMap<String, u64>> {
-    let mut statement = database.prepare("select customer, total_cents from customers")?;
-    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let mut statement = database.prepare("select customer, amount_cents from customer_totals")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned())))?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 

@@ -10,9 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::orders::Post;
-use crate::lab::process::Process;
-use crate::lab::wait;
-use crate::tree;
+use nix::sys::signal::Signal;
+use xtask::lab::process::{Farewell, Process};
+use xtask::lab::wait;
+use xtask::tree;
 
 /// The demo's folder and the addresses of its host.
 pub(super) struct Place {
@@ -45,11 +46,13 @@ impl Place {
     pub(super) fn new() -> Result<Self> {
         let folder = tree::target().join("demo");
         if folder.exists() {
-            fs::remove_dir_all(&folder).with_context(|| format!("can't clear `{}`; does a demo still run?", folder.display()))?;
+            fs::remove_dir_all(&folder)
+                .with_context(|| format!("can't clear `{}`; does a demo still run?", folder.display()))?;
         }
         fs::create_dir_all(folder.join("handlers"))?;
         fs::write(folder.join("tidemill.toml"), CONFIGURATION)?;
-        let agent = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(30)));
+        let agent =
+            ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(30)));
         let place = Self { folder, http: agent.build().into() };
         place.install("orders")?;
         Ok(place)
@@ -59,8 +62,9 @@ impl Place {
     pub(super) fn start(&self) -> Result<Process> {
         let binary = tree::target().join("debug/tidemill");
         let mut command = Command::new(&binary);
+        let farewell = Farewell { signal: Signal::SIGTERM, leftovers: None };
         command.args(["run", "--ready-file", "ready.json"]).current_dir(&self.folder);
-        let mut host = Process::start("tidemill", &command, &self.folder.join("tidemill.log"), None)?;
+        let mut host = Process::start("tidemill", &command, &self.folder.join("tidemill.log"), &farewell)?;
         let ready = self.folder.join("ready.json");
         wait::until("the host to be ready", Duration::from_secs(60), || match host.exited()? {
             Some(status) => bail!("the host ended: {status}\n{}", host.log_tail()),
@@ -96,7 +100,10 @@ impl Place {
         fs::rename(&half, &target)?;
         let digest = sha256(&bytes);
         wait::until("the swap", Duration::from_secs(20), || {
-            let live = self.handlers()?.iter().any(|handler| handler["revision"].as_str().is_some_and(|live| live.starts_with(&digest)));
+            let live = self
+                .handlers()?
+                .iter()
+                .any(|handler| handler["revision"].as_str().is_some_and(|live| live.starts_with(&digest)));
             Ok(live.then_some(()))
         })?;
         Ok(digest)
@@ -147,7 +154,8 @@ impl Place {
             .current_dir(&self.folder)
             .output()?;
         ensure!(output.status.success(), "`tidemill topic list` failed: {}", String::from_utf8_lossy(&output.stderr));
-        let listed: Value = serde_json::from_slice(&output.stdout).context("`tidemill topic list --json` gave no JSON")?;
+        let listed: Value =
+            serde_json::from_slice(&output.stdout).context("`tidemill topic list --json` gave no JSON")?;
         let record = |topic: &Value| Some((topic["name"].as_str()?.to_owned(), topic["records"].as_u64()?));
         Ok(listed.as_array().into_iter().flatten().filter_map(record).collect())
     }

@@ -1,0 +1,50 @@
+//! Real Kafka behind the seams, through librdkafka. Nothing outside of this room names rdkafka (ARCH-1).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Admin, Broker, BrokerError, Producer, Subscription};
+
+mod admin;
+mod config;
+mod consumer;
+mod ends;
+mod errors;
+mod ffi;
+mod listener;
+mod producer;
+mod reader;
+
+pub use self::config::Config;
+pub use self::consumer::KafkaConsumer;
+pub use self::reader::PartitionReader;
+
+/// A Kafka cluster, as the configuration describes it. Nothing connects before a client is made.
+#[derive(Debug, Clone)]
+pub struct Kafka {
+    config: Arc<Config>,
+}
+
+impl Kafka {
+    /// Checks the configuration, down to the names and values of librdkafka's properties, without connecting.
+    pub fn new(config: Config) -> Result<Self, BrokerError> {
+        config.check()?;
+        Ok(Self { config: Arc::new(config) })
+    }
+}
+
+impl Broker for Kafka {
+    type Consumer = KafkaConsumer;
+
+    fn consumer(&self, subscription: &Subscription) -> Result<KafkaConsumer, BrokerError> {
+        KafkaConsumer::join(&self.config, subscription)
+    }
+
+    fn producer(&self, properties: &BTreeMap<String, String>) -> Result<Arc<dyn Producer>, BrokerError> {
+        Ok(Arc::new(producer::KafkaProducer::new(self.config.producer(properties)?)?))
+    }
+
+    fn admin(&self) -> Result<Arc<dyn Admin>, BrokerError> {
+        Ok(Arc::new(admin::KafkaAdmin::new(&self.config)?))
+    }
+}

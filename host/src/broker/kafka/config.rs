@@ -1,0 +1,325 @@
+//! What an operator may say about Kafka: librdkafka's properties, but for those that delivery depends on.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
+use serde::Deserialize;
+
+use crate::broker::{BrokerError, Subscription};
+
+/// librdkafka's properties, by their own names. Text, numbers and booleans are taken alike.
+#[derive(Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// For all clients; `bootstrap.servers` has to be among them.
+    #[serde(default, deserialize_with = "properties")]
+    pub properties: BTreeMap<String, String>,
+    /// For consumers, over `properties`.
+    #[serde(default, deserialize_with = "properties")]
+    pub consumer: BTreeMap<String, String>,
+    /// For producers, over `properties`.
+    #[serde(default, deserialize_with = "properties")]
+    pub producer: BTreeMap<String, String>,
+}
+
+/// Ours under the operator's, for all clients.
+const DEFAULTS: &[(&str, &str)] = &[("client.id", "tidemill")];
+
+/// Ours under the operator's, for consumers.
+const CONSUMER_DEFAULTS: &[(&str, &str)] = &[
+    // The default of a second stalls small queues: 262 thousand records a second instead of 1.9 million.
+    ("fetch.queue.backoff.ms", "10"),
+    // Both are per partition, because each has a queue of its own: 64 partitions hold at most some 256 MiB.
+    ("queued.min.messages", "10000"),
+    ("queued.max.messages.kbytes", "4096"),
+    ("isolation.level", "read_committed"),
+    ("allow.auto.create.topics", "false"),
+    // How soon a new topic or partition is seen.
+    ("topic.metadata.refresh.interval.ms", "15000"),
+];
+
+/// Ours under the operator's, for producers.
+const PRODUCER_DEFAULTS: &[(&str, &str)] = &[
+    ("delivery.timeout.ms", "30000"),
+    ("linger.ms", "5"),
+    ("queue.buffering.max.messages", "200000"),
+    ("queue.buffering.max.kbytes", "131072"),
+    // How long a record waits for a topic that nobody knows.
+    ("topic.metadata.propagation.max.ms", "10000"),
+];
+
+/// What delivery depends on, for consumers.
+const CONSUMER_OWNED: &[(&str, &str)] = &[
+    // Offsets are committed behind what is settled, never by librdkafka.
+    ("enable.auto.commit", "false"),
+    ("enable.auto.offset.store", "false"),
+    ("enable.partition.eof", "false"),
+    // Where a group begins is decided in `start`; what remains are offsets that are gone: then nothing kept is skipped.
+    ("auto.offset.reset", "earliest"),
+];
+
+/// What delivery depends on, for producers.
+const PRODUCER_OWNED: &[(&str, &str)] = &[
+    ("acks", "all"),
+    ("enable.idempotence", "true"),
+    // As Java's clients choose, so that co-partitioned topics stay so.
+    ("partitioner", "murmur2_random"),
+];
+
+/// Properties that an operator may not set at all, and what to do instead.
+const REFUSED: &[(&str, &str)] = &[
+    ("group.id", "write `group` in the handler"),
+    ("auto.offset.reset", "write `start_at` in the handler"),
+    ("enable.auto.commit", "leave it out: offsets are committed once their records are settled"),
+    ("auto.commit.enable", "leave it out: offsets are committed once their records are settled"),
+    ("auto.commit.interval.ms", "leave it out: offsets are committed once their records are settled"),
+    ("enable.auto.offset.store", "leave it out: offsets are committed once their records are settled"),
+    ("enable.partition.eof", "leave it out: lag is found in the metrics"),
+    ("partitioner", "leave it out: keys are partitioned by murmur2, as Java clients do"),
+    ("transactional.id", "leave it out: transactions are the host's, by the handler's `delivery`"),
+    ("log.queue", "leave it out: librdkafka's log is part of the host's"),
+];
+
+/// Properties with one value that delivery can do with, and why.
+const ONLY: &[(&str, &[&str], &str)] = &[
+    ("acks", &["all", "-1"], "a record counts as stored once all in-sync replicas have it"),
+    ("request.required.acks", &["all", "-1"], "a record counts as stored once all in-sync replicas have it"),
+    ("enable.idempotence", &["true"], "without it a retry may store a record twice or out of order"),
+    (
+        "partition.assignment.strategy",
+        &["cooperative-sticky"],
+        "others take all partitions from all members at each change; a group cannot mix both, so stop its other members \
+         or use a new group",
+    ),
+];
+
+impl Config {
+    /// Refuses what can't work, with the key and the cure. Nothing is connected.
+    pub(super) fn check(&self) -> Result<(), BrokerError> {
+        check_native(&self.client()?)?;
+        check_native(&self.layered(CONSUMER_DEFAULTS, &[&self.consumer], CONSUMER_OWNED)?)?;
+        check_native(&self.producer(&BTreeMap::new())?)
+    }
+
+    /// For clients that neither consume in a group nor produce.
+    pub(super) fn client(&self) -> Result<ClientConfig, BrokerError> {
+        self.layered(&[], &[], &[])
+    }
+
+    /// For one group member.
+    pub(super) fn consumer(&self, subscription: &Subscription) -> Result<ClientConfig, BrokerError> {
+        let layers = [&self.consumer, &subscription.properties];
+        let mut client = self.layered(CONSUMER_DEFAULTS, &layers, CONSUMER_OWNED)?;
+        client.set("group.id", &subscription.group);
+        // The newer protocol has its strategies at the broker, and refuses one from the client.
+        if client.get("group.protocol").is_none_or(|protocol| protocol.eq_ignore_ascii_case("classic")) {
+            client.set("partition.assignment.strategy", "cooperative-sticky");
+        }
+        check_native(&client)?;
+        Ok(client)
+    }
+
+    /// For one producer.
+    pub(super) fn producer(&self, properties: &BTreeMap<String, String>) -> Result<ClientConfig, BrokerError> {
+        let client = self.layered(PRODUCER_DEFAULTS, &[&self.producer, properties], PRODUCER_OWNED)?;
+        check_native(&client)?;
+        Ok(client)
+    }
+
+    /// Defaults, then the operator's layers, then what is ours.
+    fn layered(
+        &self,
+        defaults: &[(&str, &str)],
+        layers: &[&BTreeMap<String, String>],
+        owned: &[(&str, &str)],
+    ) -> Result<ClientConfig, BrokerError> {
+        let mut client = ClientConfig::new();
+        for (key, value) in DEFAULTS.iter().chain(defaults) {
+            client.set(*key, *value);
+        }
+        for layer in std::iter::once(&self.properties).chain(layers.iter().copied()) {
+            for (key, value) in layer {
+                refuse_owned(key, value)?;
+                client.set(key, value);
+            }
+        }
+        if client.get("bootstrap.servers").or(client.get("metadata.broker.list")).is_none_or(str::is_empty) {
+            return Err(refusal(
+                "bootstrap.servers",
+                "is missing; write the brokers as `host:port`, with commas between",
+            ));
+        }
+        for (key, value) in owned {
+            client.set(*key, *value);
+        }
+        Ok(client)
+    }
+}
+
+fn refuse_owned(key: &str, value: &str) -> Result<(), BrokerError> {
+    if let Some((_, instead)) = REFUSED.iter().find(|(refused, _)| *refused == key) {
+        return Err(refusal(key, &format!("can't be set; {instead}")));
+    }
+    let only = ONLY.iter().find(|(limited, allowed, _)| *limited == key && !allowed.contains(&value));
+    if let Some((_, allowed, reason)) = only {
+        return Err(refusal(key, &format!("can only be `{}`: {reason}", allowed[0])));
+    }
+    Ok(())
+}
+
+/// Asks librdkafka whether it knows each property and can read its value.
+fn check_native(client: &ClientConfig) -> Result<(), BrokerError> {
+    client.create_native_config().map(drop).map_err(refused_by_library)
+}
+
+/// The library's refusal of a configuration, with the key and without a secret.
+pub(super) fn refused_by_library(error: KafkaError) -> BrokerError {
+    match error {
+        KafkaError::ClientConfig(_, text, key, _) if is_secret(&key) => {
+            refusal(&key, &format!("is refused ({} characters of text withheld)", text.len()))
+        }
+        KafkaError::ClientConfig(_, text, key, _) => refusal(&key, &format!("is refused by librdkafka: {text}")),
+        KafkaError::ClientCreation(text) => BrokerError::Config(format!("Kafka properties are refused: {text}")),
+        other => BrokerError::Config(format!("Kafka properties are refused: {other}")),
+    }
+}
+
+fn refusal(key: &str, text: &str) -> BrokerError {
+    BrokerError::Config(format!("Kafka property `{key}` {text}"))
+}
+
+/// Whether a property's value must not be shown.
+fn is_secret(key: &str) -> bool {
+    ["password", "secret", "token", "private", ".key", "jaas", "pem", "sasl.oauthbearer.config"]
+        .iter()
+        .any(|mark| key.contains(mark))
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |properties: &BTreeMap<String, String>| -> BTreeMap<String, String> {
+            let hide = |key: &str, value: &str| if is_secret(key) { "***".to_owned() } else { value.to_owned() };
+            properties.iter().map(|(key, value)| (key.clone(), hide(key, value))).collect()
+        };
+        f.debug_struct("Config")
+            .field("properties", &shown(&self.properties))
+            .field("consumer", &shown(&self.consumer))
+            .field("producer", &shown(&self.producer))
+            .finish()
+    }
+}
+
+/// Reads properties whose values may be text, whole numbers or booleans.
+fn properties<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a text, a whole number or a boolean; quote a property's name: \"linger.ms\" = 5")]
+    enum Value {
+        Text(String),
+        Number(i64),
+        Switch(bool),
+    }
+    let values = BTreeMap::<String, Value>::deserialize(from)?;
+    let text = |value| match value {
+        Value::Text(text) => text,
+        Value::Number(number) => number.to_string(),
+        Value::Switch(switch) => switch.to_string(),
+    };
+    Ok(values.into_iter().map(|(key, value)| (key, text(value))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::StartAt;
+
+    fn config(text: &str) -> Config {
+        toml::from_str(text).expect("the text is a configuration")
+    }
+
+    fn refused(text: &str) -> String {
+        config(text).check().expect_err("the configuration is refused").to_string()
+    }
+
+    #[test]
+    fn an_operators_word_goes_over_ours_and_a_clients_over_all() {
+        let config = config(
+            "[properties]\n'bootstrap.servers' = 'a:1'\n'linger.ms' = 7\n'socket.keepalive.enable' = true\n\
+             [producer]\n'linger.ms' = 8\n[consumer]\n'queued.min.messages' = 5",
+        );
+        let producer = config.producer(&BTreeMap::from([("batch.size".to_owned(), "9".to_owned())]));
+        let producer = producer.expect("it is allowed");
+        let of = |key| producer.get(key).unwrap_or("-").to_owned();
+        let keys = ["linger.ms", "batch.size", "acks", "partitioner", "queued.min.messages", "socket.keepalive.enable"];
+        assert_eq!(keys.map(of), ["8", "9", "all", "murmur2_random", "-", "true"]);
+
+        let subscription = Subscription {
+            group: "g".into(),
+            topics: vec!["t".into()],
+            start_at: StartAt::Latest,
+            properties: BTreeMap::from([("queued.min.messages".to_owned(), "6".to_owned())]),
+        };
+        let consumer = config.consumer(&subscription).expect("it is allowed");
+        let of = |key| consumer.get(key).unwrap_or("-").to_owned();
+        let keys = ["group.id", "queued.min.messages", "enable.auto.commit", "partition.assignment.strategy"];
+        assert_eq!(keys.map(of), ["g", "6", "false", "cooperative-sticky"]);
+    }
+
+    #[test]
+    fn the_newer_group_protocol_is_left_to_the_broker() {
+        let config = config("[properties]\n'bootstrap.servers' = 'a:1'\n'group.protocol' = 'consumer'");
+        let subscription = Subscription {
+            group: "g".into(),
+            topics: vec![],
+            start_at: StartAt::Earliest,
+            properties: BTreeMap::new(),
+        };
+        let consumer = config.consumer(&subscription).expect("it is allowed");
+        assert_eq!(consumer.get("partition.assignment.strategy"), None);
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_the_key_and_the_cure() {
+        let cases = [
+            (
+                "",
+                "Kafka property `bootstrap.servers` is missing; write the brokers as `host:port`, with commas between",
+            ),
+            ("'group.id' = 'x'", "Kafka property `group.id` can't be set; write `group` in the handler"),
+            (
+                "'enable.auto.commit' = true",
+                "Kafka property `enable.auto.commit` can't be set; leave it out: offsets are committed once their \
+                 records are settled",
+            ),
+            (
+                "'acks' = 1",
+                "Kafka property `acks` can only be `all`: a record counts as stored once all in-sync replicas have it",
+            ),
+            (
+                "'lingerms' = 1",
+                "Kafka property `lingerms` is refused by librdkafka: No such configuration property: \"lingerms\"",
+            ),
+        ];
+        for (line, expected) in cases {
+            let servers = if line.is_empty() { "" } else { "'bootstrap.servers' = 'a:1'" };
+            assert_eq!(refused(&format!("[properties]\n{servers}\n{line}")), expected);
+        }
+        assert!(
+            refused("[properties]\n'bootstrap.servers' = 'a:1'\n[consumer]\n'fetch.wait.max.ms' = 'x'")
+                .starts_with("Kafka property `fetch.wait.max.ms` is refused by librdkafka")
+        );
+        assert!(
+            refused("[properties]\n'bootstrap.servers' = 'a:1'\n'partition.assignment.strategy' = 'range'")
+                .contains("can only be `cooperative-sticky`")
+        );
+        assert!(toml::from_str::<Config>("[propertys]").is_err());
+    }
+
+    #[test]
+    fn a_secret_is_not_shown() {
+        let text = "[properties]\n'bootstrap.servers' = 'a:1'\n'sasl.password' = 'hush'\n'ssl.key.pem' = 'hush'";
+        let shown = format!("{:?}", config(text));
+        assert!(shown.contains("a:1") && shown.contains("***") && !shown.contains("hush"), "{shown}");
+    }
+}

@@ -1,0 +1,197 @@
+//! One group member: a thread that polls for events, and the answers to them.
+//!
+//! The rebalance callback only reports; partitions are taken and given back by [`KafkaConsumer::start`] and
+//! [`KafkaConsumer::release`]. librdkafka raises no other rebalance until the last one is answered.
+
+use std::ffi::CString;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rdkafka::consumer::Consumer as _;
+use rdkafka::{Offset as Place, TopicPartitionList};
+use tidemill_core::record::{Offset, TopicPartition};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout};
+
+use self::member::Client;
+use super::config::Config;
+use super::ends::ends;
+use super::errors::code_of;
+use super::reader::PartitionReader;
+use crate::broker::{BrokerError, CommitError, Consumer, ConsumerEvent, StartAt, Subscription};
+
+mod commit;
+mod member;
+
+/// Bounds the events that nobody reads yet: one rebalance at a time, and problems, which are dropped when it is full.
+const EVENTS_MAX: usize = 64;
+
+/// How long `start` may look for the place of a group that starts at the next record.
+const PLACE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long `close` waits. A coordinator that is away holds the library up for as long as the session, and longer.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A member of a Kafka consumer group.
+pub struct KafkaConsumer {
+    client: Arc<Client>,
+    start_at: StartAt,
+    events: mpsc::Receiver<ConsumerEvent>,
+    leave: LeaveOnDrop,
+    /// Resolves when the thread has left the group and ended.
+    ended: oneshot::Receiver<()>,
+}
+
+/// Tells the thread to leave, whether the consumer is closed or dropped.
+struct LeaveOnDrop(Arc<AtomicBool>);
+
+impl Drop for LeaveOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl KafkaConsumer {
+    /// Subscribes, and starts the thread that keeps the membership.
+    pub(super) fn join(config: &Config, subscription: &Subscription) -> Result<Self, BrokerError> {
+        let native = config.consumer(subscription)?;
+        let (sender, events) = mpsc::channel(EVENTS_MAX);
+        let closing = Arc::new(AtomicBool::new(false));
+        let client = Client::subscribe(&native, subscription, sender, Arc::clone(&closing))?;
+        let (end, ended) = oneshot::channel();
+        let poller = Arc::clone(&client);
+        std::thread::Builder::new()
+            .name(format!("kafka {}", subscription.group))
+            .spawn(move || {
+                member::poll(poller);
+                // Nobody may wait for it any more.
+                let _unheard = end.send(());
+            })
+            .map_err(|error| BrokerError::Unavailable(format!("no thread for the consumer: {error}")))?;
+        Ok(Self { client, start_at: subscription.start_at, events, leave: LeaveOnDrop(closing), ended })
+    }
+
+    /// Where partitions begin: committed offsets are the library's to find, but for a start at the next record.
+    ///
+    /// There the end is fixed and committed at once: otherwise the group would skip what is written until its first
+    /// commit, at each rebalance again.
+    async fn places(&self, partitions: &[TopicPartition]) -> Result<TopicPartitionList, BrokerError> {
+        let mut places = list(partitions.iter().map(|partition| (partition, Place::Invalid)))?;
+        if self.start_at == StartAt::Earliest {
+            return Ok(places);
+        }
+        let client = Arc::clone(&self.client);
+        let (found, fresh) = blocking(move || find_places(&client, places)).await?;
+        places = found;
+        if fresh.count() > 0 {
+            let kept = match self.client.commit(&fresh) {
+                Ok(commit) => commit.answer().await,
+                Err(code) => Err(code),
+            };
+            kept.map_err(|code| self.client.unavailable(code))?;
+        }
+        Ok(places)
+    }
+}
+
+impl Consumer for KafkaConsumer {
+    type Reader = PartitionReader;
+
+    async fn next_event(&mut self) -> ConsumerEvent {
+        let ended = || ConsumerEvent::Fatal("the consumer's thread has ended".into());
+        self.events.recv().await.unwrap_or_else(ended)
+    }
+
+    async fn start(
+        &mut self,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<(TopicPartition, PartitionReader)>, BrokerError> {
+        let places = self.places(partitions).await?;
+        let client = Arc::clone(&self.client);
+        let partitions = partitions.to_vec();
+        blocking(move || client.start(&partitions, &places)).await
+    }
+
+    async fn release(&mut self, partitions: &[TopicPartition]) -> Result<(), BrokerError> {
+        let client = Arc::clone(&self.client);
+        let partitions = partitions.to_vec();
+        blocking(move || client.release(&partitions)).await
+    }
+
+    fn commit(
+        &self,
+        offsets: Vec<(TopicPartition, Offset)>,
+    ) -> impl Future<Output = Result<(), CommitError>> + Send + 'static {
+        // Weak, so that a forgotten commit does not keep the member in its group.
+        let client = Arc::downgrade(&self.client);
+        async move {
+            let closed = || CommitError::Retriable("the consumer is closed".into());
+            let commit = {
+                let client = client.upgrade().ok_or_else(closed)?;
+                client.check_ours(&offsets)?;
+                let places = offsets.iter().map(|(partition, offset)| (partition, Place::Offset(*offset)));
+                let places = list(places).map_err(|error| CommitError::Retriable(error.to_string()))?;
+                client.commit(&places).map_err(|code| client.refused_commit(code, &offsets))?
+            };
+            let answer = commit.answer().await;
+            let client = client.upgrade().ok_or_else(closed)?;
+            answer.map_err(|code| client.refused_commit(code, &offsets))
+        }
+    }
+
+    async fn close(self) {
+        let Self { client, leave, ended, events, start_at: _ } = self;
+        drop((leave, client, events));
+        if timeout(CLOSE_DEADLINE, ended).await.is_err() {
+            // The thread goes on trying; the broker forgets the member when its session ends.
+            tracing::warn!(deadline = ?CLOSE_DEADLINE, "the consumer did not leave its group in time");
+        }
+    }
+}
+
+/// The places of a group that starts at the next record, and those among them that it did not have before.
+fn find_places(
+    client: &Client,
+    wanted: TopicPartitionList,
+) -> Result<(TopicPartitionList, TopicPartitionList), BrokerError> {
+    let deadline = Instant::now() + PLACE_DEADLINE;
+    let committed = client.consumer.committed_offsets(wanted, PLACE_DEADLINE);
+    let committed = committed.map_err(|error| client.unavailable(code_of(&error)))?;
+    let (mut places, mut fresh) = (TopicPartitionList::new(), TopicPartitionList::new());
+    for found in committed.elements() {
+        let (topic, partition) = (found.topic(), found.partition());
+        let mut place = found.offset();
+        if !matches!(place, Place::Offset(_)) {
+            let found = ends(client.consumer.client(), topic, partition, deadline);
+            let (_, end) = found.map_err(|code| client.failed(code, topic))?;
+            place = Place::Offset(end);
+            add(&mut fresh, topic, partition, place)?;
+        }
+        add(&mut places, topic, partition, place)?;
+    }
+    Ok((places, fresh))
+}
+
+/// Runs a call that waits for the library's main thread.
+async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, BrokerError> + Send + 'static,
+) -> Result<T, BrokerError> {
+    let done = tokio::task::spawn_blocking(call).await;
+    done.unwrap_or_else(|ended| Err(BrokerError::Unavailable(format!("the call was stopped: {ended}"))))
+}
+
+fn list<'a>(places: impl IntoIterator<Item = (&'a TopicPartition, Place)>) -> Result<TopicPartitionList, BrokerError> {
+    let mut list = TopicPartitionList::new();
+    for (partition, place) in places {
+        // The library's list panics on a name that it can't hold.
+        CString::new(&*partition.topic).map_err(|_| BrokerError::NoSuchTopic(partition.topic.to_string()))?;
+        add(&mut list, &partition.topic, partition.partition, place)?;
+    }
+    Ok(list)
+}
+
+fn add(list: &mut TopicPartitionList, topic: &str, partition: i32, place: Place) -> Result<(), BrokerError> {
+    let added = list.add_partition_offset(topic, partition, place);
+    added.map_err(|error| BrokerError::Rejected(format!("{topic}/{partition} has no place {place:?}: {error}")))
+}

@@ -1,0 +1,111 @@
+//! Reads one partition from its own queue, in batches, into chunks.
+
+use std::ffi::CString;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rdkafka::error::RDKafkaErrorCode as Code;
+use tidemill_core::record::{Chunk, Offset, TopicPartition};
+
+use super::errors;
+use super::ffi::{self, Native, Queue};
+use crate::broker::{BrokerError, Reader};
+
+/// What a record is thought to weigh before the first one was seen.
+const FIRST_GUESS_BYTES: usize = 1024;
+
+/// Reads one assigned partition. What is not read stays in librdkafka's queue, bounded by `queued.max.messages.kbytes`.
+pub struct PartitionReader {
+    client: Arc<dyn Native>,
+    topic: CString,
+    of: TopicPartition,
+    queue: Queue,
+    /// False once the partition was given back.
+    ours: Arc<AtomicBool>,
+    /// The lowest offset that was not delivered. A pause inside of the library, at each rebalance of the group, may
+    /// bring again what was taken just before.
+    next: Offset,
+    /// What a record weighed of late: the library takes by count, and the caller bounds by bytes, too.
+    usual_bytes: usize,
+}
+
+impl PartitionReader {
+    pub(super) fn new(
+        client: Arc<dyn Native>,
+        of: &TopicPartition,
+        queue: Queue,
+        ours: Arc<AtomicBool>,
+    ) -> Result<Self, BrokerError> {
+        let topic = CString::new(&*of.topic).map_err(|_| BrokerError::NoSuchTopic(of.topic.to_string()))?;
+        Ok(Self { client, topic, of: of.clone(), queue, ours, next: 0, usual_bytes: FIRST_GUESS_BYTES })
+    }
+
+    /// The flag that the consumer clears when the partition is given back.
+    pub(super) fn ours(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.ours)
+    }
+
+    /// Takes what is there, up to the bounds; an error only when no record comes before it. `None`: nothing is there.
+    fn take(&mut self, records_max: usize, bytes_max: usize) -> Option<Result<Chunk, BrokerError>> {
+        let bytes_max = bytes_max.clamp(1, Chunk::BYTES_MAX / 2);
+        let mut chunk = Chunk::default();
+        while chunk.len() < records_max {
+            let Some(message) = self.queue.front() else {
+                let room = bytes_max.saturating_sub(chunk.bytes());
+                let wanted = (room / self.usual_bytes).clamp(1, records_max - chunk.len());
+                if room == 0 || self.queue.take(wanted) == 0 {
+                    break;
+                }
+                if chunk.is_empty() {
+                    let records = wanted.min(Queue::TAKE_MAX);
+                    chunk = Chunk::with_capacity(records, (records * self.usual_bytes).min(bytes_max));
+                }
+                continue;
+            };
+            if let Some((code, text)) = message.error() {
+                if !chunk.is_empty() {
+                    break;
+                }
+                self.queue.drop_front();
+                if code == Code::PartitionEOF {
+                    continue;
+                }
+                return Some(Err(errors::of_topic(code, &self.of.topic, &text)));
+            }
+            if message.offset() >= self.next {
+                let bytes = message.bytes();
+                if !chunk.is_empty() && chunk.bytes() + bytes > bytes_max {
+                    break;
+                }
+                message.push_to(&mut chunk);
+                self.next = message.offset() + 1;
+            }
+            self.queue.drop_front();
+        }
+        if chunk.is_empty() {
+            return None;
+        }
+        // Half of the new and half of the old, so that one odd chunk does not tip it.
+        self.usual_bytes = (self.usual_bytes + chunk.bytes() / chunk.len()).div_ceil(2).max(1);
+        Some(Ok(chunk))
+    }
+}
+
+impl Reader for PartitionReader {
+    async fn next(&mut self, records_max: usize, bytes_max: usize) -> Result<Arc<Chunk>, BrokerError> {
+        loop {
+            if !self.ours.load(Ordering::Acquire) {
+                return Err(BrokerError::Rejected(format!("{} is not this member's any more", self.of)));
+            }
+            // Taken and copied without waiting in between, so that a dropped call has taken nothing.
+            if let Some(taken) = self.take(records_max.max(1), bytes_max) {
+                return taken.map(Arc::new);
+            }
+            self.queue.woken().await;
+        }
+    }
+
+    fn end_offset(&self) -> Option<Offset> {
+        ffi::known_end(&*self.client, &self.topic, self.of.partition)
+    }
+}
