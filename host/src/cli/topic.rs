@@ -1,92 +1,119 @@
-//! `tidemill topic`: lists, makes, reads and fills topics, on Kafka and on the embedded log.
+//! `tidemill topic`: lists, makes, reads and fills topics, on every broker in the same way.
 
+mod file;
+mod list;
 mod produce;
 mod tail;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use crate::broker::{Broker, BrokerError, SendError};
+use crate::cli::say;
 
-use anyhow::Context;
-use serde_json::json;
+pub use self::file::{Format, InvalidFile};
+pub use self::produce::ProduceArgs;
+pub use self::tail::{From, TailArgs};
 
-use super::say;
-use crate::broker::{Admin, Broker, TopicInfo};
-
-/// What to do with topics.
+/// What `tidemill topic` does.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Shows each topic, its partitions and how many records it holds.
-    List {
-        /// Prints JSON.
-        #[arg(long)]
-        json: bool,
-    },
+    /// Lists topics with their partitions and how many records they keep.
+    List(ListArgs),
     /// Makes a topic.
-    Create {
-        /// Its name.
-        topic: String,
-        /// How many partitions it has.
-        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=10_000))]
-        partitions: i32,
-        /// How many replicas each partition has; by default what the broker says.
-        #[arg(long)]
-        replicas: Option<i32>,
+    Create(CreateArgs),
+    /// Shows records.
+    Tail(TailArgs),
+    /// Writes the records of a file; nothing is written when a line of it is wrong.
+    Produce(ProduceArgs),
+}
+
+/// Flags of `topic list`.
+#[derive(Debug, clap::Args)]
+pub struct ListArgs {
+    /// Only this topic.
+    topic: Option<String>,
+    /// Prints one line of JSON for each topic, with the offsets of its partitions.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Flags of `topic create`.
+#[derive(Debug, clap::Args)]
+pub struct CreateArgs {
+    /// The topic's name.
+    topic: String,
+    /// How many partitions it has.
+    #[arg(long, short, default_value_t = 4, value_parser = clap::value_parser!(i32).range(1..))]
+    partitions: i32,
+    /// How many brokers hold each; by default as many as the broker says.
+    #[arg(long, short, value_parser = clap::value_parser!(i32).range(1..))]
+    replicas: Option<i32>,
+}
+
+/// Why a topic command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TopicError {
+    /// The broker said so.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// The file can't be used; nothing was written.
+    #[error(transparent)]
+    File(#[from] InvalidFile),
+    /// A record was not acknowledged.
+    #[error("line {line} was not stored: {error}; {stored} other records of the file are")]
+    NotStored {
+        /// Where it stands in the file.
+        line: u64,
+        /// Why.
+        error: SendError,
+        /// How many records were acknowledged.
+        stored: u64,
     },
-    /// Shows a topic's records.
-    Tail(tail::Args),
-    /// Writes a file's records to a topic, and returns once the broker has them.
-    Produce(produce::Args),
+    /// The topic has no such partition.
+    #[error("topic `{topic}` has no partition {partition}; it has 0 to {last}")]
+    NoSuchPartition {
+        /// The topic.
+        topic: String,
+        /// What was asked for.
+        partition: i32,
+        /// The last one that there is.
+        last: i32,
+    },
+    /// The answer can't be written.
+    #[error("the answer can't be printed: {0}")]
+    Output(#[from] std::io::Error),
 }
 
 impl Command {
-    /// Whether it can be done beside a running host that holds the embedded log.
+    /// Whether the command leaves the log as it is, so that it can work beside a running host.
     pub fn only_reads(&self) -> bool {
         match self {
-            Self::List { .. } | Self::Tail(_) => true,
-            Self::Create { .. } | Self::Produce(_) => false,
+            Self::List(_) | Self::Tail(_) => true,
+            Self::Create(_) | Self::Produce(_) => false,
         }
     }
 }
 
-/// Does it.
-pub async fn run<B: Broker>(broker: &B, command: Command) -> anyhow::Result<()> {
+/// Does what the command says.
+pub async fn run<B: Broker>(broker: &B, command: Command) -> Result<(), TopicError> {
     let admin = broker.admin()?;
-    match command {
-        Command::List { json } => list(&*admin, json).await,
-        Command::Create { topic, partitions, replicas } => {
-            admin.create_topic(&topic, partitions, replicas).await?;
-            Ok(say(&format!("{topic} is there, with {partitions} partitions"))?)
+    let done = match command {
+        Command::List(args) => list::list(&*admin, args.topic.as_deref(), args.json, say).await,
+        Command::Create(args) => {
+            admin.create_topic(&args.topic, args.partitions, args.replicas).await?;
+            say(&format!("topic `{}` is there, with {} partitions", args.topic, args.partitions)).map_err(TopicError::from)
         }
-        Command::Tail(args) => tail::tail(&*admin, &args).await,
+        Command::Tail(args) => tail::tail(&*admin, &args, say).await,
         Command::Produce(args) => {
-            let producer = broker.producer(&BTreeMap::new())?;
-            produce::produce(&Arc::clone(&producer), &args).await
+            let producer = broker.producer(&Default::default())?;
+            let stored = produce::produce(&*producer, &args).await?;
+            say(&format!("{stored} records are stored in topic `{}`", args.topic)).map_err(TopicError::from)
         }
+    };
+    match done {
+        // Whoever read the output has enough, as in `topic tail orders | head`.
+        Err(TopicError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
     }
 }
 
-async fn list(admin: &dyn Admin, json: bool) -> anyhow::Result<()> {
-    let topics = admin.topics(None).await.context("the topics can't be listed")?;
-    if json {
-        let list: Vec<_> = topics.iter().map(entry).collect();
-        return Ok(say(&serde_json::to_string_pretty(&list)?)?);
-    }
-    say(&format!("{:<40} {:>10} {:>12} {:>9}", "TOPIC", "PARTITIONS", "RECORDS", "REPLICAS"))?;
-    for topic in &topics {
-        say(&format!("{:<40} {:>10} {:>12} {:>9}", topic.name, topic.partitions.len(), records(topic), replicas(topic)))?;
-    }
-    Ok(())
-}
-
-fn entry(topic: &TopicInfo) -> serde_json::Value {
-    json!({ "name": topic.name, "partitions": topic.partitions.len(), "records": records(topic), "replicas": replicas(topic) })
-}
-
-/// The offsets from the oldest to the newest: compacted topics and transaction markers make the real count smaller.
-fn records(topic: &TopicInfo) -> i64 {
-    topic.partitions.iter().map(|partition| partition.end - partition.start).sum()
-}
-
-fn replicas(topic: &TopicInfo) -> usize {
-    topic.partitions.iter().map(|partition| partition.replicas).min().unwrap_or(0)
-}
+#[cfg(test)]
+mod tests;

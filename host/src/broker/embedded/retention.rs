@@ -30,7 +30,7 @@ pub(super) fn apply(
     for _ in 0..SEGMENTS_PER_PASS {
         let Some(oldest) = oldest(connection, partition.id)? else { return Ok(false) };
         let too_much = tail.bytes > retention.bytes && oldest.next < tail.next;
-        let too_old = now_ms.saturating_sub(oldest.appended_ms) > retention.age.as_millis() as i64;
+        let too_old = now_ms.saturating_sub(oldest.appended_ms) >= retention.age.as_millis() as i64;
         if !too_much && !too_old {
             return Ok(false);
         }

@@ -1,129 +1,157 @@
-//! `tidemill topic produce`: a file's records, in order.
+//! `tidemill topic produce`: checks the whole file, then sends it.
+//!
+//! The file is read twice, so that a wrong line stops everything before anything is sent, however large the file is.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow, bail};
-use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, poll};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::Value;
 
-use crate::broker::{Outgoing, Producer, WhenFull};
-use crate::cli::say;
+use super::TopicError;
+use super::file::{Entry, Format, InvalidFile, Source};
+use crate::broker::{Outgoing, Position, Producer, SendError, WhenFull};
 
-/// Flags of `tidemill topic produce`.
+/// So many records are sent together.
+const BATCH_RECORDS: usize = 1000;
+
+/// So many bytes are sent together, or one record that is larger.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// So many batches wait for their acknowledgement at a time.
+const BATCHES_IN_FLIGHT: usize = 4;
+
+/// Flags of `topic produce`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
-    /// The topic.
-    topic: String,
-    /// The file: NDJSON (each line is a value as it stands) or CSV (each row becomes a JSON object of texts).
+pub struct ProduceArgs {
+    /// The topic to write to.
+    pub(super) topic: String,
+    /// The file: NDJSON (each line is a value as it stands) or CSV (each row becomes a JSON object).
+    #[arg(long, value_name = "FILE")]
+    pub(super) from: PathBuf,
+    /// How the file is written; by default as its extension says.
     #[arg(long)]
-    from: PathBuf,
-    /// What the file holds; by default what its ending says.
+    pub(super) format: Option<Format>,
+    /// The top-level field or the column that becomes the key; without it, records have none.
+    #[arg(long, value_name = "FIELD")]
+    pub(super) key: Option<String>,
+    /// In CSV, writes numbers, true and false as such and empty values as null; by default all are texts.
     #[arg(long)]
-    format: Option<Format>,
-    /// The field whose value is the record's key.
-    #[arg(long)]
-    key: Option<String>,
+    pub(super) typed: bool,
 }
 
-/// What a file holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// A JSON value on each line.
-    Ndjson,
-    /// A header and rows.
-    Csv,
+/// Records on their way.
+struct Batch<'a> {
+    lines: Vec<u64>,
+    answered: BoxFuture<'a, Vec<Result<Position, SendError>>>,
 }
 
-/// Records that are sent together.
-const SEND_RECORDS_MAX: usize = 500;
+/// Sends a file's records and returns how many there were.
+pub(super) async fn produce(producer: &dyn Producer, args: &ProduceArgs) -> Result<u64, TopicError> {
+    let format = match args.format {
+        Some(format) => format,
+        None => Format::of(&args.from)?,
+    };
+    let source = Source { path: args.from.clone(), format, key: args.key.clone(), typed: args.typed };
+    let checking = {
+        let source = source.clone();
+        tokio::task::spawn_blocking(move || check(&source))
+    };
+    let total = checking.await.map_err(std::io::Error::other)??;
+    let bar = ProgressBar::new(total).with_style(style());
+    let stored = send(producer, &args.topic.as_str().into(), &source, &bar).await;
+    bar.finish_and_clear();
+    stored
+}
 
-pub(super) async fn produce(producer: &Arc<dyn Producer>, args: &Args) -> anyhow::Result<()> {
-    // The whole file is read once before the first record is sent: a mistake in its last line sends nothing.
-    let records = rows(args)?.try_fold(0_u64, |count, row| row.map(|_| count + 1))?;
-    let bar = ProgressBar::new(records);
-    bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec}").context("a valid template")?);
-    let topic: Arc<str> = args.topic.as_str().into();
-    let mut rows = rows(args)?.peekable();
-    while rows.peek().is_some() {
-        let batch: Vec<Outgoing> = rows
-            .by_ref()
-            .take(SEND_RECORDS_MAX)
-            .map(|row| row.map(|(key, value)| outgoing(&topic, key, value)))
-            .collect::<anyhow::Result<_>>()?;
-        let sent = batch.len() as u64;
-        let results = producer.send(batch, WhenFull::Wait).await;
-        if let Some((index, error)) = results.into_iter().enumerate().find_map(|(index, result)| Some((index, result.err()?))) {
-            let number = bar.position() + index as u64 + 1;
-            bail!("record {number} was not stored: {error}; the {} before it are", bar.position());
-        }
-        bar.inc(sent);
+/// Reads the whole file, and counts its records if all are right.
+fn check(source: &Source) -> Result<u64, InvalidFile> {
+    let bar = ProgressBar::new_spinner().with_message("checking the file");
+    let mut total = 0;
+    for entry in source.entries()? {
+        entry?;
+        total += 1;
+        bar.set_position(total);
+        bar.tick();
     }
     bar.finish_and_clear();
-    Ok(say(&format!("{records} records are in {}", args.topic))?)
+    Ok(total)
 }
 
-fn outgoing(topic: &Arc<str>, key: Option<String>, value: String) -> Outgoing {
-    Outgoing {
+async fn send(
+    producer: &dyn Producer,
+    topic: &Arc<str>,
+    source: &Source,
+    bar: &ProgressBar,
+) -> Result<u64, TopicError> {
+    let mut entries = source.entries()?;
+    let mut in_flight = VecDeque::new();
+    let mut stored = 0;
+    let mut first_failure = None;
+    loop {
+        let batch = match first_failure {
+            None => next_batch(&mut entries)?,
+            Some(_) => Vec::new(),
+        };
+        let ended = batch.is_empty();
+        if !ended {
+            in_flight.push_back(begin(producer, topic, batch).await);
+        }
+        while in_flight.len() >= if ended { 1 } else { BATCHES_IN_FLIGHT } {
+            let Some(Batch { lines, answered }) = in_flight.pop_front() else { break };
+            for (line, result) in lines.into_iter().zip(answered.await) {
+                match result {
+                    Ok(_) => stored += 1,
+                    Err(error) => drop(first_failure.get_or_insert((line, error))),
+                }
+            }
+            bar.set_position(stored);
+        }
+        if ended {
+            return match first_failure {
+                None => Ok(stored),
+                Some((line, error)) => Err(TopicError::NotStored { line, error, stored }),
+            };
+        }
+    }
+}
+
+fn next_batch(
+    entries: &mut dyn Iterator<Item = Result<Entry, InvalidFile>>,
+) -> Result<Vec<Entry>, InvalidFile> {
+    let mut batch = Vec::new();
+    let mut bytes = 0;
+    while batch.len() < BATCH_RECORDS && bytes < BATCH_BYTES {
+        let Some(entry) = entries.next() else { break };
+        let entry = entry?;
+        bytes += entry.value.len();
+        batch.push(entry);
+    }
+    Ok(batch)
+}
+
+/// Queues a batch, so that batches keep their order, and leaves its answer for later.
+async fn begin<'a>(producer: &'a dyn Producer, topic: &Arc<str>, batch: Vec<Entry>) -> Batch<'a> {
+    let lines = batch.iter().map(|entry| entry.line).collect();
+    let outgoing = |entry: Entry| Outgoing {
         topic: Arc::clone(topic),
         partition: None,
         timestamp_ms: None,
-        key: key.map(Bytes::from),
-        value: Some(Bytes::from(value)),
+        key: entry.key,
+        value: Some(entry.value),
         headers: Vec::new(),
-    }
+    };
+    let mut sending = producer.send(batch.into_iter().map(outgoing).collect(), WhenFull::Wait);
+    let answered = match poll!(&mut sending) {
+        std::task::Poll::Ready(results) => std::future::ready(results).boxed(),
+        std::task::Poll::Pending => sending,
+    };
+    Batch { lines, answered }
 }
 
-type Row = anyhow::Result<(Option<String>, String)>;
-
-fn rows(args: &Args) -> anyhow::Result<Box<dyn Iterator<Item = Row>>> {
-    let path = args.from.clone();
-    let file = File::open(&path).with_context(|| format!("`{}` can't be read", path.display()))?;
-    let key = args.key.clone();
-    match args.format.map_or_else(|| format_of(&path), Ok)? {
-        Format::Ndjson => {
-            let lines = BufReader::new(file).lines().enumerate();
-            let filled = lines.filter(|(_, line)| !line.as_ref().is_ok_and(|line| line.trim().is_empty()));
-            Ok(Box::new(filled.map(move |(index, line)| {
-                let place = || format!("{}:{}", path.display(), index + 1);
-                let line = line.with_context(place)?;
-                let value: Value = serde_json::from_str(&line).with_context(|| format!("{}: not JSON", place()))?;
-                Ok((key_of(&value, key.as_deref()).with_context(place)?, line))
-            })))
-        }
-        Format::Csv => {
-            let mut reader = csv::Reader::from_reader(BufReader::new(file));
-            let names = reader.headers().with_context(|| format!("{}: no header", path.display()))?.clone();
-            Ok(Box::new(reader.into_records().map(move |row| {
-                let row = row.with_context(|| path.display().to_string())?;
-                let object: serde_json::Map<String, Value> =
-                    names.iter().zip(&row).map(|(name, field)| (name.to_owned(), Value::from(field))).collect();
-                let line = row.position().map_or(0, csv::Position::line);
-                let value = Value::Object(object);
-                let key = key_of(&value, key.as_deref()).with_context(|| format!("{}:{line}", path.display()))?;
-                Ok((key, value.to_string()))
-            })))
-        }
-    }
-}
-
-fn key_of(value: &Value, field: Option<&str>) -> anyhow::Result<Option<String>> {
-    let Some(field) = field else { return Ok(None) };
-    match value.get(field) {
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(other @ (Value::Number(_) | Value::Bool(_))) => Ok(Some(other.to_string())),
-        Some(Value::Null) | None => Err(anyhow!("there is no `{field}` to take the key from; correct the line, or --key")),
-        Some(Value::Array(_) | Value::Object(_)) => Err(anyhow!("`{field}` is no text and no number, so it can't be a key")),
-    }
-}
-
-fn format_of(path: &Path) -> anyhow::Result<Format> {
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("ndjson" | "jsonl" | "json") => Ok(Format::Ndjson),
-        Some("csv") => Ok(Format::Csv),
-        _ => bail!("`{}` does not say what it holds; add --format ndjson or --format csv", path.display()),
-    }
+fn style() -> ProgressStyle {
+    ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} records, {per_sec}, {eta} left")
+        .expect("the template is one that indicatif knows")
 }
