@@ -3,11 +3,13 @@
 //! `Attempt` is what makes the delivery promises one code path (ARCH-7): whatever a guest does goes through it, and an
 //! attempt that fails leaves no buffered output and no open transaction.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use tidemill_core::partition::CallRecord;
+use tidemill_core::partition::{CallRecord, Verdict};
 use tidemill_core::record::TopicPartition;
+
+use crate::guest::{Called, Handler, Outcome, Reason};
+use crate::settle::Settler;
 
 /// What the host promises around a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,7 +69,47 @@ impl Attempt {
     }
 }
 
+/// Runs one attempt to its end: the guest's call, then settling what it said. Returns one verdict for each record.
+///
+/// `slot` is given back as soon as the guest has returned: waiting for acknowledgements takes no instance.
+pub async fn run<S>(handler: &dyn Handler, settler: &Settler, mut attempt: Attempt, slot: S) -> Vec<Verdict> {
+    let called = call(handler, &mut attempt).await;
+    drop(slot);
+    settler.settle(&attempt, called).await
+}
+
+/// Calls the guest with the records that can be shown to one; the others are rejected beside it.
+async fn call(handler: &dyn Handler, attempt: &mut Attempt) -> Called {
+    if !attempt.records.iter().any(|record| record.record.malformed()) {
+        return handler.call(attempt).await;
+    }
+    let all = std::mem::take(&mut attempt.records);
+    attempt.records = all.iter().filter(|record| !record.record.malformed()).cloned().collect();
+    let mut called = if attempt.records.is_empty() {
+        Called { revision: "none".into(), took: Duration::ZERO, outcomes: Ok(Vec::new()) }
+    } else {
+        handler.call(attempt).await
+    };
+    attempt.records = all;
+    if let Ok(outcomes) = &mut called.outcomes {
+        let mut given = std::mem::take(outcomes).into_iter();
+        *outcomes = attempt
+            .records
+            .iter()
+            .map(|record| if record.record.malformed() { malformed() } else { given.next().unwrap_or(Outcome::Untouched) })
+            .collect();
+    }
+    called
+}
+
+fn malformed() -> Outcome {
+    Outcome::DeadLetter(Reason {
+        code: "malformed".to_owned(),
+        detail: "a header's name is not UTF-8, so the record can't be shown to a guest".to_owned(),
+    })
+}
+
 /// The text of a digest that people read: its first twelve characters.
-pub fn short(digest: &Arc<str>) -> &str {
+pub fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
 }

@@ -1,3 +1,202 @@
 //! tidemill.toml and the environment → [`Config`], checked; binds nothing.
+//!
+//! Every room owns its own `Config`; this one reads, merges and checks them. Handlers have manifests of their own
+//! ([`manifest`]), so that one can be dropped in while the host runs.
 
+pub mod manifest;
 pub mod units;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use self::units::{SecretRef, Span};
+use crate::broker::{embedded, kafka};
+use crate::store::{postgres, sqlite};
+use crate::{admin, ingest};
+
+/// What the host is told, checked as far as one file can be.
+#[derive(Debug)]
+pub struct Config {
+    /// The file.
+    pub path: PathBuf,
+    /// Where the file lies: relative paths start here.
+    pub folder: PathBuf,
+    /// The log of records.
+    pub broker: Broker,
+    /// HTTP in; `None`: this host takes no records.
+    pub ingest: Option<ingest::Config>,
+    /// Health, metrics and commands; `None`: closed.
+    pub admin: Option<admin::Config>,
+    /// The folder of handlers; `None`: this host runs none.
+    pub handlers: Option<PathBuf>,
+    /// Databases by name.
+    pub sql: BTreeMap<String, Sql>,
+    /// Key-value stores by name.
+    pub kv: BTreeMap<String, Kv>,
+    /// Secrets by name.
+    pub secrets: BTreeMap<String, units::Secret>,
+    /// What the host writes for itself: the compile cache.
+    pub state: PathBuf,
+    /// How long everything may take to end after SIGTERM.
+    pub shutdown_deadline: Duration,
+}
+
+/// The log of records: which kind, and its own configuration.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Broker {
+    /// A log in a file, for one host.
+    Embedded(embedded::Config),
+    /// Apache Kafka.
+    Kafka(kafka::Config),
+}
+
+/// A database.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Sql {
+    /// A file.
+    Sqlite(sqlite::Config),
+    /// A PostgreSQL server.
+    Postgres(postgres::Config),
+}
+
+/// A key-value store.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Kv {
+    /// Gone when the host ends.
+    Memory(crate::store::memory::Config),
+    /// A file.
+    Sqlite(sqlite::KeyValueConfig),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    broker: Broker,
+    ingest: Option<ingest::Config>,
+    admin: Option<admin::Config>,
+    handlers: Option<Handlers>,
+    #[serde(default)]
+    sql: BTreeMap<String, Sql>,
+    #[serde(default)]
+    kv: BTreeMap<String, Kv>,
+    #[serde(default)]
+    secrets: BTreeMap<String, SecretRef>,
+    state: Option<PathBuf>,
+    shutdown_deadline: Option<Span>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Handlers {
+    folder: PathBuf,
+}
+
+/// Something wrong with a configuration file: where, what, and what to write instead.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct Problem {
+    path: PathBuf,
+    line: Option<usize>,
+    key: Option<String>,
+    text: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        match &self.key {
+            Some(key) => write!(f, ": `{key}` {}", self.text),
+            None => write!(f, ": {}", self.text),
+        }
+    }
+}
+
+impl Problem {
+    /// A file that can't be read.
+    pub fn unreadable(path: &Path, cause: &std::io::Error) -> Self {
+        let text = format!("can't be read: {cause}; correct the path or the file's permissions");
+        Self { path: path.to_owned(), line: None, key: None, text }
+    }
+
+    /// A file whose text is not what it should be, with the place that TOML names.
+    pub fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> Self {
+        let before = error.span().and_then(|span| text.get(..span.start));
+        let line = before.map(|before| before.matches('\n').count() + 1);
+        Self { path: path.to_owned(), line, key: None, text: error.message().to_owned() }
+    }
+
+    /// A value that can't work. The text goes on after the key.
+    pub fn invalid(path: &Path, key: &str, text: impl Into<String>) -> Self {
+        Self { path: path.to_owned(), line: None, key: Some(key.to_owned()), text: text.into() }
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Self, Vec<Problem>> {
+        let text = std::fs::read_to_string(path).map_err(|cause| vec![Problem::unreadable(path, &cause)])?;
+        let file: File = toml::from_str(&text).map_err(|error| vec![Problem::syntax(path, &text, &error)])?;
+        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut problems = Vec::new();
+        let mut broker = file.broker;
+        if let Broker::Kafka(kafka) = &mut broker {
+            let sections = [("properties", &mut kafka.properties), ("consumer", &mut kafka.consumer), ("producer", &mut kafka.producer)];
+            for (section, properties) in sections {
+                fill_in(path, section, properties, &mut problems);
+            }
+        }
+        let mut secrets = BTreeMap::new();
+        for (name, reference) in &file.secrets {
+            match reference.read_strict(folder) {
+                Ok(secret) => drop(secrets.insert(name.clone(), secret)),
+                Err(error) => problems.push(Problem::invalid(path, &format!("secrets.{name}"), format!("can't be read: {error}"))),
+            }
+        }
+        let handlers = file.handlers.map(|handlers| folder.join(handlers.folder));
+        if let Some(handlers) = handlers.as_ref().filter(|handlers| !handlers.is_dir()) {
+            let text = format!("is `{}`, which is no folder; make it, with one folder for each handler", handlers.display());
+            problems.push(Problem::invalid(path, "handlers.folder", text));
+        }
+        if handlers.is_none() && file.ingest.is_none() {
+            problems.push(Problem::invalid(path, "handlers", "is not set and neither is `ingest`: this host would do nothing; add one"));
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            broker,
+            ingest: file.ingest,
+            admin: file.admin,
+            handlers,
+            sql: file.sql,
+            kv: file.kv,
+            secrets,
+            state: folder.join(file.state.unwrap_or_else(|| PathBuf::from(".tidemill"))),
+            shutdown_deadline: file.shutdown_deadline.map_or(Duration::from_secs(30), |span| span.0),
+            folder: folder.to_owned(),
+        })
+    }
+}
+
+/// Replaces `${NAME}` in the values of librdkafka's properties.
+fn fill_in(path: &Path, section: &str, properties: &mut BTreeMap<String, String>, problems: &mut Vec<Problem>) {
+    for (name, value) in properties {
+        match units::interpolate(value) {
+            Ok(filled) => *value = filled,
+            Err(error) => {
+                let key = format!("broker.{section}.\"{name}\"");
+                problems.push(Problem::invalid(path, &key, format!("can't be read: {error}")));
+            }
+        }
+    }
+}

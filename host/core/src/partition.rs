@@ -180,6 +180,11 @@ impl Partition {
         self.lanes.waiting()
     }
 
+    /// The next offset to be received; `None` before the first delivery.
+    pub fn position(&self) -> Option<Offset> {
+        self.tracker.as_ref().map(OffsetTracker::position)
+    }
+
     /// The offset to commit; `None` before the first delivery.
     pub fn committable(&self) -> Option<Offset> {
         self.tracker.as_ref().map(OffsetTracker::committable)

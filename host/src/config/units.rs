@@ -100,14 +100,18 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Where a secret is: `{ env = "NAME" }` or `{ file = "path" }`. A plain text is refused, so that none lies in a file by accident.
+/// A text that may be or hold a secret: `"${NAME}"` (from the environment, also within a longer text such as a URL) or
+/// `{ file = "path" }` (from the folder of the configuration file; one line end is cut off).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "lowercase")]
+#[serde(untagged, expecting = "write \"${NAME}\" for an environment variable or { file = \"path\" } for a file")]
 pub enum SecretRef {
-    /// An environment variable.
-    Env(String),
-    /// A file, from the folder of the configuration file; one line end is cut off.
-    File(PathBuf),
+    /// A text with `${NAME}` in it.
+    Text(String),
+    /// A file.
+    File {
+        /// Its path.
+        file: PathBuf,
+    },
 }
 
 /// A secret that could not be read.
@@ -116,6 +120,12 @@ pub enum InvalidSecret {
     /// The variable is not there.
     #[error("the environment variable `{0}` is not set; set it, or name a file with {{ file = \"...\" }}")]
     NotSet(String),
+    /// A `${` that does not end.
+    #[error("a `${{` has no `}}` after it; write `${{NAME}}`")]
+    Unclosed,
+    /// A secret that stands in the file.
+    #[error("this secret stands in the file itself; write \"${{NAME}}\" and set the variable, or {{ file = \"...\" }}")]
+    Plain,
     /// The file can't be read.
     #[error("the secret's file `{path}` can't be read: {cause}")]
     Unreadable {
@@ -127,12 +137,12 @@ pub enum InvalidSecret {
 }
 
 impl SecretRef {
-    /// Reads the secret; a relative file is taken from `folder`.
+    /// Reads the text; a relative file is taken from `folder`. A text without `${NAME}` is taken as it stands.
     pub fn read(&self, folder: &Path) -> Result<Secret, InvalidSecret> {
         match self {
-            Self::Env(name) => std::env::var(name).map(Secret).map_err(|_| InvalidSecret::NotSet(name.clone())),
-            Self::File(path) => {
-                let path = folder.join(path);
+            Self::Text(text) => interpolate(text).map(Secret),
+            Self::File { file } => {
+                let path = folder.join(file);
                 match std::fs::read_to_string(&path) {
                     Ok(text) => Ok(Secret(text.strip_suffix('\n').unwrap_or(&text).to_owned())),
                     Err(cause) => Err(InvalidSecret::Unreadable { path, cause: cause.to_string() }),
@@ -140,6 +150,35 @@ impl SecretRef {
             }
         }
     }
+
+    /// The same for what is certainly a secret (a token): it must not stand in the file.
+    pub fn read_strict(&self, folder: &Path) -> Result<Secret, InvalidSecret> {
+        match self {
+            Self::Text(text) if !text.contains("${") => Err(InvalidSecret::Plain),
+            Self::Text(_) | Self::File { .. } => self.read(folder),
+        }
+    }
+}
+
+/// Replaces each `${NAME}` by the environment's value; `$$` stands for `$`.
+pub fn interpolate(text: &str) -> Result<String, InvalidSecret> {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        if let Some(name) = rest.strip_prefix('{') {
+            let end = name.find('}').ok_or(InvalidSecret::Unclosed)?;
+            let value = std::env::var(&name[..end]).map_err(|_| InvalidSecret::NotSet(name[..end].to_owned()))?;
+            out.push_str(&value);
+            rest = &name[end + 1..];
+        } else {
+            out.push('$');
+            rest = rest.strip_prefix('$').unwrap_or(rest);
+        }
+    }
+    out.push_str(rest);
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -155,6 +194,21 @@ mod tests {
             assert_eq!(wrong.parse::<Span>(), Err(InvalidUnit::Span(wrong.to_owned())));
         }
         assert!("1kb".parse::<Size>().is_err());
+    }
+
+    #[test]
+    fn variables_are_replaced_within_a_text() {
+        let home = std::env::var("PATH").expect("tests have a PATH");
+        assert_eq!(interpolate("a${PATH}b$$c$d"), Ok(format!("a{home}b$c$d")));
+        assert_eq!(interpolate("${TIDEMILL_NOT_SET}"), Err(InvalidSecret::NotSet("TIDEMILL_NOT_SET".to_owned())));
+        assert_eq!(interpolate("x${PATH"), Err(InvalidSecret::Unclosed));
+    }
+
+    #[test]
+    fn a_token_must_not_stand_in_the_file() {
+        let plain = SecretRef::Text("hunter2".to_owned());
+        assert_eq!(plain.read_strict(Path::new(".")), Err(InvalidSecret::Plain));
+        assert!(plain.read(Path::new(".")).is_ok(), "a URL without a password may");
     }
 
     #[test]

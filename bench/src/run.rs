@@ -1,0 +1,87 @@
+//! One run of one contender, and what it measures.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use crate::{native, pipeline};
+
+/// What to run.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Run {
+    #[arg(long)]
+    pub(crate) contender: Contender,
+    #[arg(long)]
+    pub(crate) bootstrap: String,
+    /// The filled topic.
+    #[arg(long)]
+    pub(crate) input: String,
+    /// Where the copies go.
+    #[arg(long)]
+    pub(crate) output: String,
+    /// A group that never committed.
+    #[arg(long)]
+    pub(crate) group: String,
+    /// How many records to measure.
+    #[arg(long)]
+    pub(crate) records: u64,
+    /// Records of a call.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) batch: usize,
+    /// How long a guest's state lives.
+    #[arg(long, default_value = "reuse")]
+    pub(crate) isolation: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Contender {
+    /// The usual loop: `BaseConsumer::poll` and `ThreadedProducer`.
+    Native,
+    /// The host's pipeline with a guest that copies.
+    Tidemill,
+}
+
+/// What one run came to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Measured {
+    pub(crate) records: u64,
+    pub(crate) seconds: f64,
+    pub(crate) cpu_seconds: f64,
+}
+
+impl Run {
+    pub(crate) fn run(&self) -> Result<()> {
+        let measured = match self.contender {
+            Contender::Native => native::run(self)?,
+            Contender::Tidemill => pipeline::run(self)?,
+        };
+        let Measured { records, seconds, cpu_seconds } = measured;
+        println!("{}", json!({ "records": records, "seconds": seconds, "cpu_seconds": cpu_seconds }));
+        Ok(())
+    }
+}
+
+/// Time and CPU time of this process since a moment.
+pub(crate) struct Watch {
+    started: Instant,
+    cpu: Duration,
+}
+
+impl Watch {
+    pub(crate) fn start() -> Result<Self> {
+        Ok(Self { started: Instant::now(), cpu: cpu_time()? })
+    }
+
+    pub(crate) fn stop(&self, records: u64) -> Result<Measured> {
+        let cpu_seconds = (cpu_time()? - self.cpu).as_secs_f64();
+        Ok(Measured { records, seconds: self.started.elapsed().as_secs_f64(), cpu_seconds })
+    }
+}
+
+/// User and system time of this process so far, all threads.
+fn cpu_time() -> Result<Duration> {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).context("getrusage")?;
+    let micros = |time: nix::sys::time::TimeVal| Duration::from_micros((time.tv_sec() * 1_000_000 + time.tv_usec()) as u64);
+    Ok(micros(usage.user_time()) + micros(usage.system_time()))
+}

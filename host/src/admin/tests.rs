@@ -1,0 +1,194 @@
+//! Over real HTTP, against a host that answers as each test says.
+
+use std::sync::Mutex;
+
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::*;
+use crate::cli::guests::{self, Client};
+use crate::config::units::SecretRef;
+
+struct Fake {
+    readiness: Mutex<Readiness>,
+    handlers: Vec<HandlerView>,
+    /// One result for each request.
+    results: Mutex<Vec<Result<RolledBack, RollBackError>>>,
+}
+
+impl Host for Fake {
+    fn readiness(&self) -> Readiness {
+        self.readiness.lock().unwrap().clone()
+    }
+
+    fn handlers(&self) -> Vec<HandlerView> {
+        self.handlers.clone()
+    }
+
+    fn roll_back<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Result<RolledBack, RollBackError>> {
+        assert_eq!(handler, "orders");
+        let result = self.results.lock().unwrap().remove(0);
+        Box::pin(async { result })
+    }
+}
+
+fn orders() -> HandlerView {
+    HandlerView {
+        name: "orders".to_owned(),
+        group: "orders".to_owned(),
+        topics: vec!["orders".to_owned()],
+        state: HandlerState::Running,
+        reason: None,
+        revision: Some("0123456789abcdef".to_owned()),
+        since: Some("2026-01-01T00:00:00Z".to_owned()),
+        previous: vec!["aaaaaaaaaaaaaaaa".to_owned()],
+        set_aside: None,
+        partitions: vec![PartitionView {
+            topic: "orders".to_owned(),
+            partition: 0,
+            committed: Some(7),
+            lag_records: Some(3),
+        }],
+        lag_records: Some(3),
+        in_flight_records: 1,
+    }
+}
+
+struct Running {
+    address: SocketAddr,
+    host: Arc<Fake>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    async fn start(config: Config, results: Vec<Result<RolledBack, RollBackError>>) -> Self {
+        let config = Config { listen: "127.0.0.1:0".parse().unwrap(), ..config };
+        let readiness = Mutex::new(Readiness::waiting_for(Vec::new()));
+        let host = Arc::new(Fake { readiness, handlers: vec![orders()], results: Mutex::new(results) });
+        let admin = Admin::bind(&config, Path::new("."), Arc::clone(&host) as _, Metrics::new()).await.unwrap();
+        let address = admin.address();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(admin.run(stop.clone()));
+        Self { address, host, stop, task }
+    }
+
+    async fn get(&self, path: &str, token: Option<&str>) -> (u16, String, String) {
+        let url = format!("http://{}{path}", self.address);
+        let token = token.map(|token| format!("Bearer {token}"));
+        let get = spawn_blocking(move || {
+            let mut request = ureq::get(&url).config().http_status_as_error(false).build();
+            if let Some(token) = token {
+                request = request.header("Authorization", token);
+            }
+            let mut response = request.call().unwrap();
+            let kind = response.headers().get("content-type").map(|kind| kind.to_str().unwrap().to_owned());
+            let body = response.body_mut().read_to_string().unwrap();
+            (response.status().as_u16(), kind.unwrap_or_default(), body)
+        });
+        get.await.unwrap()
+    }
+
+    fn client(&self, token: Option<&str>) -> Client {
+        Client::new(&format!("http://{}/", self.address), token.map(str::to_owned))
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ready_means_that_nothing_is_missing() {
+    let admin = Running::start(Config::default(), Vec::new()).await;
+    assert_eq!(admin.get("/healthz", None).await.0, 200);
+    assert_eq!(admin.get("/readyz", None).await.0, 200);
+    let missing = Missing { part: "handler orders".to_owned(), detail: "has not joined its group".to_owned() };
+    *admin.host.readiness.lock().unwrap() = Readiness::waiting_for(vec![missing]);
+    let (status, _, body) = admin.get("/readyz", None).await;
+    assert_eq!(status, 503);
+    assert_eq!(body, r#"{"ready":false,"missing":[{"part":"handler orders","detail":"has not joined its group"}]}"#);
+    assert_eq!(admin.get("/healthz", None).await.0, 200, "not ready is not dead");
+    admin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_are_in_the_format_that_prometheus_asks_for() {
+    let admin = Running::start(Config::default(), Vec::new()).await;
+    let (status, kind, body) = admin.get("/metrics", None).await;
+    assert_eq!((status, kind.as_str()), (200, metrics::CONTENT_TYPE));
+    assert!(body.contains("tidemill_process_info{version=") && body.ends_with("# EOF\n"), "{body}");
+    admin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_token_probes_get_yes_or_no_and_nobody_else_gets_anything() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "hunter2\n").unwrap();
+    let admin = Running::start(Config { token: Some(SecretRef::File { file }), ..Config::default() }, Vec::new()).await;
+    let missing = Missing { part: "handler orders".to_owned(), detail: "x".to_owned() };
+    *admin.host.readiness.lock().unwrap() = Readiness::waiting_for(vec![missing]);
+    assert_eq!(admin.get("/healthz", None).await.0, 200);
+    assert_eq!(admin.get("/readyz", None).await.2, r#"{"ready":false,"missing":[]}"#);
+    assert!(admin.get("/readyz", Some("hunter2")).await.2.contains("handler orders"));
+    for path in ["/metrics", "/handlers"] {
+        for token in [None, Some("hunter1")] {
+            let (status, _, body) = admin.get(path, token).await;
+            assert_eq!(status, 401, "{path}");
+            assert!(body.contains("unauthorized") && !body.contains("orders"), "{path}: {body}");
+        }
+        assert_eq!(admin.get(path, Some("hunter2")).await.0, 200, "{path}");
+    }
+
+    let (none, wrong, right) = (admin.client(None), admin.client(Some("hunter1")), admin.client(Some("hunter2")));
+    let told = spawn_blocking(move || (none.list(), wrong.roll_back("orders"), right.list())).await.unwrap();
+    assert!(told.0.is_err_and(|error| error.to_string().contains("with --token-env NAME")));
+    assert!(told.1.is_err_and(|error| error.to_string().contains("is not its admin token")));
+    assert_eq!(told.2.unwrap(), [orders()]);
+    admin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_page_can_not_roll_back() {
+    let admin = Running::start(Config::default(), Vec::new()).await;
+    let url = format!("http://{}/handlers/orders/rollback", admin.address);
+    let answer = spawn_blocking(move || {
+        let request = ureq::post(&url).config().http_status_as_error(false).build();
+        request.header("Origin", "http://evil.example").send_empty().unwrap().status().as_u16()
+    });
+    assert_eq!(answer.await.unwrap(), 403);
+    admin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_commands_show_what_the_host_says() {
+    let rolled_back = RolledBack { revision: "aaaa".to_owned(), set_aside: Some("bbbb".to_owned()) };
+    let results = vec![
+        Ok(rolled_back.clone()),
+        Err(RollBackError::NothingBefore("orders".to_owned())),
+        Err(RollBackError::NoSuchHandler("orders".to_owned())),
+        Err(RollBackError::NotRunning("orders".to_owned())),
+    ];
+    let admin = Running::start(Config::default(), results).await;
+    let client = admin.client(None);
+    let told = spawn_blocking(move || {
+        assert_eq!(client.list().unwrap(), [orders()]);
+        assert_eq!(client.roll_back("orders").unwrap(), rolled_back);
+        [(); 3].map(|()| client.roll_back("orders").unwrap_err().to_string())
+    });
+    let told = told.await.unwrap();
+    assert!(told[0].contains("has no revision before this one; drop in"), "{told:?}");
+    assert!(told[1].contains("there is no handler `orders`"), "{told:?}");
+    assert!(told[2].contains("does not run; correct its folder"), "{told:?}");
+    admin.stop().await;
+}
+
+#[test]
+fn without_a_host_the_command_says_how_to_start_one() {
+    // Bound and given back: nobody listens there.
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let error = Client::new(&format!("http://{address}"), None).list().unwrap_err();
+    assert!(matches!(error, guests::ClientError::NoHost { .. }), "{error:?}");
+    assert!(error.to_string().contains("start it with `tidemill run`"), "{error}");
+}

@@ -1,0 +1,311 @@
+//! Builds the parts from the configuration, starts them, drains them; the only room that names implementations (ARCH-3).
+
+mod view;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use self::view::View;
+use crate::broker::embedded::Embedded;
+use crate::broker::kafka::Kafka;
+use crate::broker::{Broker, Producer};
+use crate::cli::{Failure, topic as topic_command};
+use crate::config::{self, Config, Problem};
+use crate::fleet::{self, Fleet, HandlerError, Roster};
+use crate::guest::{Backends, Engine};
+use crate::metrics::Metrics;
+use crate::store::memory::MemoryKeyValue;
+use crate::store::postgres::Postgres;
+use crate::store::sqlite::{Sqlite, SqliteKeyValue};
+use crate::store::{KeyValue, Sql};
+use crate::admin::{self, Admin};
+use crate::ingest::{self, Ingest};
+
+/// One of the host's two roles, to run alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// HTTP in.
+    Ingest,
+    /// Handlers.
+    Handlers,
+}
+
+/// How long the producer may take to connect before the host says that it is ready without.
+const WARM_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Runs the host until SIGTERM or SIGINT, then drains it. A second signal ends the process at once.
+pub async fn run(config: Config, only: Option<Role>, ready_file: Option<PathBuf>) -> Result<(), Failure> {
+    let path = config.path.clone();
+    match &config.broker {
+        config::Broker::Embedded(embedded) => {
+            let broker = Embedded::open(embedded, &config.folder).map_err(|error| refused(&path, "broker", error))?;
+            host(broker, config, only, ready_file).await
+        }
+        config::Broker::Kafka(kafka) => {
+            let broker = Kafka::new(kafka.clone()).map_err(|error| refused(&path, "broker", error))?;
+            host(broker, config, only, ready_file).await
+        }
+    }
+}
+
+/// Loads everything and starts nothing; returns the handlers' names.
+pub async fn check(config: Config) -> Result<Vec<String>, Failure> {
+    let Some(folder) = config.handlers.clone() else { return Ok(Vec::new()) };
+    let broker = Embedded::in_memory().map_err(|error| refused(&config.path, "broker", error))?;
+    if let config::Broker::Kafka(kafka) = &config.broker {
+        Kafka::new(kafka.clone()).map_err(|error| refused(&config.path, "broker", error))?;
+    }
+    let producer = broker.producer(&BTreeMap::new())?;
+    let metrics = Metrics::new();
+    let fleet = Fleet::new(folder, parts(broker, producer, &config, &metrics).await?, Arc::default());
+    fleet.check().await.map_err(handlers_refused)
+}
+
+/// Does a topic command on the configured log.
+pub fn topic(path: &Path, command: topic_command::Command) -> Result<(), Failure> {
+    let config = crate::cli::check::configuration(path)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match &config.broker {
+            config::Broker::Embedded(embedded) => {
+                let broker = if command.only_reads() {
+                    Embedded::open_read_only(embedded, &config.folder)
+                } else {
+                    Embedded::open(embedded, &config.folder)
+                };
+                topic_command::run(&broker.map_err(anyhow::Error::from)?, command).await
+            }
+            config::Broker::Kafka(kafka) => topic_command::run(&Kafka::new(kafka.clone())?, command).await,
+        }
+    })?;
+    Ok(())
+}
+
+async fn host<B: Broker>(
+    broker: B,
+    config: Config,
+    only: Option<Role>,
+    ready_file: Option<PathBuf>,
+) -> Result<(), Failure> {
+    let mut signals = Signals::install()?;
+    let metrics = Metrics::new();
+    let roster: Arc<Roster> = Arc::default();
+    let producer = broker.producer(&BTreeMap::new()).map_err(|error| refused(&config.path, "broker", error))?;
+    let mut producers = vec![Arc::clone(&producer)];
+    // A client waits for each record: ingest's are sent at once instead of waiting for company.
+    let for_ingest = match config.ingest.as_ref().filter(|_| only != Some(Role::Handlers)) {
+        Some(ingest) => {
+            let properties = BTreeMap::from([("linger.ms".to_owned(), "0".to_owned())]);
+            let own = broker.producer(&properties).map_err(|error| refused(&config.path, "broker", error))?;
+            producers.push(Arc::clone(&own));
+            Some((ingest, own))
+        }
+        None => None,
+    };
+    let view = Arc::new(View::new(Arc::clone(&roster), producers.clone(), metrics.clone()));
+    let doors = Doors::bind(&config, for_ingest, &view, &metrics).await?;
+    let addresses = doors.addresses();
+    let mut fleet = match config.handlers.clone().filter(|_| only != Some(Role::Ingest)) {
+        Some(folder) => {
+            let parts = parts(broker, Arc::clone(&producer), &config, &metrics).await?;
+            Some(Fleet::new(folder, parts, roster))
+        }
+        None => None,
+    };
+    if let Some(fleet) = &mut fleet {
+        fleet.start().await.map_err(handlers_refused)?;
+    }
+
+    let (stop_ingest, stop_handlers, stop_admin) =
+        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    let fleet = fleet.map(|fleet| tokio::spawn(fleet.run(stop_handlers.clone())));
+    let admin = doors.admin.map(|admin| tokio::spawn(admin.run(stop_admin.clone())));
+    warm(&producers, &config).await;
+    let ingest = doors.ingest.map(|ingest| tokio::spawn(ingest.run(stop_ingest.clone())));
+    tracing::info!(ingest = ?addresses.ingest, admin = ?addresses.admin, "the host runs");
+    view.started();
+    let announced = tokio::spawn(view::announce(Arc::clone(&view), addresses, ready_file));
+
+    signals.first().await;
+    announced.abort();
+    view.stopping();
+    tracing::info!(deadline = ?config.shutdown_deadline, "the host drains and ends; a second signal ends it at once");
+    tokio::spawn(end_at_once(signals));
+    let drain = async {
+        stop_ingest.cancel();
+        join("ingest", ingest).await;
+        stop_handlers.cancel();
+        join("handlers", fleet).await;
+        for producer in &producers {
+            let unsent = producer.flush(config.shutdown_deadline).await;
+            if unsent > 0 {
+                tracing::warn!(unsent, "records were not acknowledged before the end; whoever sent them was told, or they come again");
+            }
+        }
+        stop_admin.cancel();
+        join("admin", admin).await;
+    };
+    let late = || {
+        let deadline = config.shutdown_deadline;
+        anyhow!("the host did not drain within `shutdown_deadline` ({deadline:?}); what was in hand is delivered again")
+    };
+    tokio::time::timeout(config.shutdown_deadline, drain).await.map_err(|_| late())?;
+    tracing::info!("the host has ended");
+    Ok(())
+}
+
+/// Connects the producers ahead of the first record. The host goes on without, and says when it is ready.
+async fn warm(producers: &[Arc<dyn Producer>], config: &Config) {
+    let topics: Vec<Arc<str>> = config.ingest.iter().flat_map(|ingest| &ingest.topics).map(|topic| topic.as_str().into()).collect();
+    for producer in producers {
+        if let Err(error) = producer.warm(&topics, WARM_DEADLINE).await {
+            tracing::warn!(%error, "a producer is not connected yet; the host goes on and says when it is ready");
+        }
+    }
+}
+
+/// A second signal: the operator has waited enough.
+async fn end_at_once(mut signals: Signals) {
+    signals.first().await;
+    tracing::warn!("a second signal: the host ends at once; what was in hand is delivered again");
+    process::exit(130);
+}
+
+/// The host's listeners.
+struct Doors {
+    ingest: Option<Ingest>,
+    admin: Option<Admin>,
+}
+
+impl Doors {
+    async fn bind(
+        config: &Config,
+        for_ingest: Option<(&ingest::Config, Arc<dyn Producer>)>,
+        view: &Arc<View>,
+        metrics: &Metrics,
+    ) -> Result<Self, Failure> {
+        let admin = match &config.admin {
+            Some(admin) => {
+                let host = Arc::clone(view) as Arc<dyn admin::Host>;
+                let bound = Admin::bind(admin, &config.folder, host, metrics.clone()).await;
+                Some(bound.map_err(|error| section_refused(&config.path, &error))?)
+            }
+            None => None,
+        };
+        let ingest = match for_ingest {
+            Some((ingest, producer)) => {
+                let bound = Ingest::bind(ingest, &config.folder, producer, metrics.ingest()).await;
+                Some(bound.map_err(|error| section_refused(&config.path, &error))?)
+            }
+            None => None,
+        };
+        Ok(Self { ingest, admin })
+    }
+
+    fn addresses(&self) -> view::Addresses {
+        view::Addresses {
+            ingest: self.ingest.as_ref().map(Ingest::address),
+            admin: self.admin.as_ref().map(Admin::address),
+        }
+    }
+}
+
+async fn join(part: &str, task: Option<tokio::task::JoinHandle<()>>) {
+    if let Some(task) = task
+        && let Err(error) = task.await
+    {
+        tracing::error!(part, %error, "a part of the host ended badly");
+    }
+}
+
+async fn parts<B: Broker>(
+    broker: B,
+    producer: Arc<dyn Producer>,
+    config: &Config,
+    metrics: &Metrics,
+) -> Result<fleet::Parts<B>, Failure> {
+    let backends = Backends {
+        kv: kv_stores(config).await?,
+        sql: databases(config).await?,
+        secrets: config.secrets.clone(),
+        producer: Arc::clone(&producer),
+    };
+    let engine = Arc::new(Engine::new(&config.state).context("the sandbox can't be set up")?);
+    Ok(fleet::Parts { broker, producer, engine, backends, metrics: metrics.clone() })
+}
+
+async fn kv_stores(config: &Config) -> Result<BTreeMap<String, Arc<dyn KeyValue>>, Failure> {
+    let mut stores: BTreeMap<String, Arc<dyn KeyValue>> = BTreeMap::new();
+    for (name, kv) in &config.kv {
+        let store: Arc<dyn KeyValue> = match kv {
+            config::Kv::Memory(memory) => Arc::new(MemoryKeyValue::new(memory.clone())),
+            config::Kv::Sqlite(sqlite) => {
+                let mut sqlite = sqlite.clone();
+                sqlite.file = config.folder.join(&sqlite.file);
+                let opened = SqliteKeyValue::open(sqlite).await;
+                Arc::new(opened.map_err(|error| refused(&config.path, &format!("kv.{name}"), error))?)
+            }
+        };
+        stores.insert(name.clone(), store);
+    }
+    Ok(stores)
+}
+
+async fn databases(config: &Config) -> Result<BTreeMap<String, Arc<dyn Sql>>, Failure> {
+    let mut databases: BTreeMap<String, Arc<dyn Sql>> = BTreeMap::new();
+    for (name, sql) in &config.sql {
+        let key = format!("sql.{name}");
+        let database: Arc<dyn Sql> = match sql {
+            config::Sql::Sqlite(sqlite) => {
+                let mut sqlite = sqlite.clone();
+                sqlite.file = config.folder.join(&sqlite.file);
+                Arc::new(Sqlite::open(sqlite).await.map_err(|error| refused(&config.path, &key, error))?)
+            }
+            config::Sql::Postgres(postgres) => {
+                let opened = Postgres::new(postgres.clone(), &config.folder);
+                Arc::new(opened.map_err(|error| refused(&config.path, &key, error))?)
+            }
+        };
+        databases.insert(name.clone(), database);
+    }
+    Ok(databases)
+}
+
+fn refused(path: &Path, key: &str, error: impl std::fmt::Display) -> Failure {
+    Failure::Refused(vec![Problem::invalid(path, key, format!("can't work: {error}")).to_string()])
+}
+
+/// For errors that name their key themselves.
+fn section_refused(path: &Path, error: &dyn std::fmt::Display) -> Failure {
+    Failure::Refused(vec![format!("{}: {error}", path.display())])
+}
+
+fn handlers_refused(errors: Vec<HandlerError>) -> Failure {
+    Failure::Refused(errors.iter().map(HandlerError::to_string).collect())
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn install() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn first(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

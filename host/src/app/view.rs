@@ -1,0 +1,163 @@
+//! What the admin and the ready file are told about the running host.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
+use crate::admin::{self, HandlerState, HandlerView, Missing, PartitionView, Readiness, RollBackError, RolledBack};
+use crate::broker::Producer;
+use crate::fleet::{Roster, Running, State};
+use crate::metrics::Metrics;
+
+/// How often the host looks whether it has become ready.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Reads the roster for the admin.
+pub(super) struct View {
+    roster: Arc<Roster>,
+    producers: Vec<Arc<dyn Producer>>,
+    metrics: Metrics,
+    started: AtomicBool,
+    stopping: AtomicBool,
+}
+
+impl View {
+    pub(super) fn new(roster: Arc<Roster>, producers: Vec<Arc<dyn Producer>>, metrics: Metrics) -> Self {
+        Self { roster, producers, metrics, started: AtomicBool::new(false), stopping: AtomicBool::new(false) }
+    }
+
+    /// From now on the host can be ready: everything that it was told to start is started.
+    pub(super) fn started(&self) {
+        self.started.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on the host is not ready: it drains.
+    pub(super) fn stopping(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    fn handler(&self, name: &str, state: &State) -> HandlerView {
+        match &state.running {
+            Some(running) => self.running(name, running, state.refused.clone()),
+            None => HandlerView {
+                name: name.to_owned(),
+                group: String::new(),
+                topics: Vec::new(),
+                state: HandlerState::Failed,
+                reason: state.refused.clone(),
+                revision: None,
+                since: None,
+                previous: Vec::new(),
+                set_aside: None,
+                partitions: Vec::new(),
+                lag_records: None,
+                in_flight_records: 0,
+            },
+        }
+    }
+
+    fn running(&self, name: &str, running: &Running, refused: Option<String>) -> HandlerView {
+        let guest = running.live.view();
+        let subscription = &running.spec.consumer.subscription;
+        let partitions: Vec<PartitionView> = running
+            .membership
+            .partitions()
+            .into_iter()
+            .map(|view| PartitionView {
+                topic: view.from.topic.to_string(),
+                partition: view.from.partition,
+                committed: view.committable,
+                lag_records: view.lag.map(i64::unsigned_abs),
+            })
+            .collect();
+        let draining = running.stop.is_cancelled();
+        HandlerView {
+            name: name.to_owned(),
+            group: subscription.group.clone(),
+            topics: subscription.topics.clone(),
+            state: if draining { HandlerState::Draining } else { HandlerState::Running },
+            reason: refused.or_else(|| running.membership.failure()),
+            revision: Some(guest.digest.to_string()),
+            since: Some(guest.since.to_string()),
+            previous: guest.before.iter().map(|before| before.digest.to_string()).collect(),
+            set_aside: guest.set_aside,
+            lag_records: partitions.iter().map(|partition| partition.lag_records).sum(),
+            partitions,
+            in_flight_records: self.metrics.handler(name).in_flight.get().unsigned_abs(),
+        }
+    }
+}
+
+impl admin::Host for View {
+    fn readiness(&self) -> Readiness {
+        let mut missing = Vec::new();
+        let mut lacks = |part: &str, detail: &str| missing.push(Missing { part: part.to_owned(), detail: detail.to_owned() });
+        if self.stopping.load(Ordering::Relaxed) {
+            lacks("host", "it drains and ends");
+        } else if !self.started.load(Ordering::Relaxed) {
+            lacks("host", "it starts");
+        }
+        if !self.producers.iter().all(|producer| producer.ready()) {
+            lacks("producer", "the broker is not reached");
+        }
+        for (name, state) in self.roster.states() {
+            // A folder that is refused while the host runs is the operator's news, not a reason to send no traffic.
+            if let Some(running) = state.running.filter(|running| !running.membership.is_joined()) {
+                let cause = running.membership.failure();
+                lacks(&format!("handler {name}"), cause.as_deref().unwrap_or("the group has given it no partitions yet"));
+            }
+        }
+        Readiness::waiting_for(missing)
+    }
+
+    fn handlers(&self) -> Vec<HandlerView> {
+        self.roster.states().iter().map(|(name, state)| self.handler(name, state)).collect()
+    }
+
+    fn roll_back<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Result<RolledBack, RollBackError>> {
+        async move {
+            let states = self.roster.states();
+            let state = states.get(handler).ok_or_else(|| RollBackError::NoSuchHandler(handler.to_owned()))?;
+            let running = state.running.clone().ok_or_else(|| RollBackError::NotRunning(handler.to_owned()))?;
+            let rolled_back = running.live.roll_back().await;
+            let revision = rolled_back.map_err(|_| RollBackError::NothingBefore(handler.to_owned()))?;
+            Ok(RolledBack { revision: revision.to_string(), set_aside: running.live.view().set_aside })
+        }
+        .boxed()
+    }
+}
+
+/// Where the host listens.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Addresses {
+    pub(super) ingest: Option<SocketAddr>,
+    pub(super) admin: Option<SocketAddr>,
+}
+
+/// Waits until the host is ready, says so, and writes the ready file.
+pub(super) async fn announce(view: Arc<View>, addresses: Addresses, ready_file: Option<PathBuf>) {
+    while !admin::Host::readiness(&*view).ready {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+    tracing::info!("the host is ready");
+    let Some(path) = ready_file else { return };
+    let text = serde_json::json!({
+        "ingest": addresses.ingest.map(|address| address.to_string()),
+        "admin": addresses.admin.map(|address| address.to_string()),
+    })
+    .to_string();
+    // Renamed into place: whoever waits for the file finds it whole.
+    let half = path.with_extension("tmp");
+    let written = async {
+        tokio::fs::write(&half, text).await?;
+        tokio::fs::rename(&half, &path).await
+    };
+    if let Err(error) = written.await {
+        tracing::error!(path = %path.display(), %error, "the ready file can't be written");
+    }
+}

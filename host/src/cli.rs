@@ -1,0 +1,95 @@
+//! The command line: flags in, exit codes out. What the commands do is in the library.
+
+pub mod check;
+pub mod guests;
+pub mod new;
+pub mod run;
+pub mod topic;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::telemetry;
+
+/// A WebAssembly consumer host for Kafka.
+#[derive(Debug, Parser)]
+#[command(name = "tidemill", version, max_term_width = 100)]
+pub struct Cli {
+    /// What is logged: a level, or directives such as `info,tidemill::consumer=debug`.
+    #[arg(long = "log", global = true, env = "TIDEMILL_LOG", default_value = "info")]
+    log: String,
+    /// How it is logged; by default for people on a terminal and as JSON otherwise.
+    #[arg(long, global = true, env = "TIDEMILL_LOG_FORMAT")]
+    log_format: Option<telemetry::Format>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the host until SIGTERM.
+    Run(run::Args),
+    /// Checks the configuration, the manifests and the guests, and starts nothing.
+    Check(ConfigPath),
+    /// Lists, makes, reads and fills topics.
+    Topic(TopicArgs),
+    /// Shows what runs in a host, and goes back to the revision before.
+    Guests(guests::Args),
+    /// Writes the project of a new handler.
+    New(new::NewArgs),
+    /// Builds the handler in this folder, or names the command that is missing.
+    Build(new::BuildArgs),
+}
+
+/// Where the configuration is.
+#[derive(Debug, clap::Args)]
+pub struct ConfigPath {
+    /// The configuration file.
+    #[arg(long, short, env = "TIDEMILL_CONFIG", default_value = "tidemill.toml")]
+    pub config: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct TopicArgs {
+    #[command(flatten)]
+    config: ConfigPath,
+    #[command(subcommand)]
+    command: topic::Command,
+}
+
+/// How a command failed, as an exit code.
+#[derive(Debug)]
+pub enum Failure {
+    /// 1: something went wrong while it ran.
+    Failed(anyhow::Error),
+    /// 2: the configuration, a manifest or a guest is refused; it is the operator's move.
+    Refused(Vec<String>),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl Cli {
+    /// Sets up logging and does what the command says.
+    pub fn execute(self) -> Result<(), Failure> {
+        telemetry::install(&self.log, self.log_format)?;
+        match self.command {
+            Command::Run(args) => run::run(&args),
+            Command::Check(args) => check::check(&args.config),
+            Command::Topic(args) => crate::app::topic(&args.config.config, args.command),
+            Command::Guests(args) => Ok(guests::run(args)?),
+            Command::New(args) => Ok(new::new(&args)?),
+            Command::Build(args) => Ok(new::build(&args)?),
+        }
+    }
+}
+
+/// Writes a line to standard output, where a command's answer goes.
+pub(crate) fn say(line: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    writeln!(std::io::stdout().lock(), "{line}")
+}

@@ -1,0 +1,287 @@
+//! `tidemill guests`: what runs in a host, and going back to the revision before.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use crate::admin::{ErrorView, HandlerView, RolledBack};
+
+/// How long the host may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Flags of `tidemill guests`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The host's admin address.
+    #[arg(long, global = true, env = "TIDEMILL_ADMIN", value_name = "URL", default_value = "http://127.0.0.1:9090")]
+    admin: String,
+    /// The environment variable that holds the host's admin token.
+    #[arg(long, global = true, value_name = "NAME")]
+    token_env: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Shows each handler: its revision, its partitions, how far it is behind.
+    List {
+        /// Prints what the host answers, as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Goes back to the revision before the live one. The file that was live is not loaded again by itself.
+    Rollback {
+        /// The handler.
+        handler: String,
+    },
+}
+
+/// Why a command about a running host failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody answers.
+    #[error(
+        "no host answers at `{url}` ({cause}); start it with `tidemill run`, or name its admin address with --admin URL \
+         (or TIDEMILL_ADMIN); its configuration needs a section [admin]"
+    )]
+    NoHost {
+        /// Where.
+        url: String,
+        /// What the system said.
+        cause: String,
+    },
+    /// The host has a token and none was sent.
+    #[error(
+        "the host at `{0}` wants its admin token; put it in an environment variable and name that with --token-env NAME"
+    )]
+    TokenNeeded(String),
+    /// The host has another token.
+    #[error("what was sent to the host at `{0}` is not its admin token; correct the variable that --token-env names")]
+    WrongToken(String),
+    /// The variable is not there.
+    #[error("the environment variable `{0}` is not set; set it to the host's admin token, or correct --token-env")]
+    TokenNotSet(String),
+    /// Something else answers there.
+    #[error(
+        "what answers at `{url}` is no Tidemill admin endpoint ({what}); correct --admin, it is not ingest's address"
+    )]
+    NotAdmin {
+        /// Where.
+        url: String,
+        /// What it said.
+        what: String,
+    },
+    /// The host says no.
+    #[error("{0}")]
+    Refused(String),
+    /// The answer could not be printed.
+    #[error("can't write to standard output: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+/// Does what the command says and prints the answer.
+pub fn run(args: Args) -> Result<(), ClientError> {
+    let token =
+        args.token_env.map(|name| std::env::var(&name).map_err(|_| ClientError::TokenNotSet(name))).transpose()?;
+    let client = Client::new(&args.admin, token);
+    let text = match args.command {
+        Command::List { json: false } => table(&client.list()?),
+        Command::List { json: true } => json(&client.list()?),
+        Command::Rollback { handler } => {
+            let RolledBack { revision, set_aside } = client.roll_back(&handler)?;
+            let aside = set_aside.map(|digest| format!("; {} is set aside until another file comes", short(&digest)));
+            format!("{handler}: {} is live again{}", short(&revision), aside.unwrap_or_default())
+        }
+    };
+    Ok(super::say(&text)?)
+}
+
+/// Talks to a host's admin endpoint.
+pub struct Client {
+    url: String,
+    token: Option<String>,
+    http: ureq::Agent,
+}
+
+impl Client {
+    /// A client for this address; nothing is sent yet.
+    pub fn new(url: &str, token: Option<String>) -> Self {
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(ANSWER_TIMEOUT))
+            // The host is meant, not something between.
+            .proxy(None)
+            .build();
+        Self { url: url.trim_end_matches('/').to_owned(), token, http: config.into() }
+    }
+
+    /// What runs.
+    pub fn list(&self) -> Result<Vec<HandlerView>, ClientError> {
+        let request = self.http.get(format!("{}/handlers", self.url));
+        self.answer(self.with_token(request).call())
+    }
+
+    /// Goes back to the revision before.
+    pub fn roll_back(&self, handler: &str) -> Result<RolledBack, ClientError> {
+        let request = self.http.post(format!("{}/handlers/{}/rollback", self.url, escaped(handler)));
+        self.answer(self.with_token(request).send_empty())
+    }
+
+    fn with_token<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
+        match &self.token {
+            Some(token) => request.header("Authorization", format!("Bearer {token}")),
+            None => request,
+        }
+    }
+
+    fn answer<T: DeserializeOwned>(
+        &self,
+        result: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<T, ClientError> {
+        let no_host = |cause: ureq::Error| ClientError::NoHost { url: self.url.clone(), cause: cause.to_string() };
+        let mut response = result.map_err(no_host)?;
+        let text = response.body_mut().read_to_string().map_err(no_host)?;
+        let url = || self.url.clone();
+        match response.status().as_u16() {
+            200 => serde_json::from_str(&text)
+                .map_err(|error| ClientError::NotAdmin { url: url(), what: error.to_string() }),
+            401 if self.token.is_none() => Err(ClientError::TokenNeeded(url())),
+            401 => Err(ClientError::WrongToken(url())),
+            status => Err(match serde_json::from_str::<ErrorView>(&text) {
+                Ok(error) if error.code != "no-such-path" => ClientError::Refused(error.detail),
+                Ok(_) | Err(_) => ClientError::NotAdmin { url: url(), what: format!("status {status}") },
+            }),
+        }
+    }
+}
+
+/// A name as one segment of a path.
+fn escaped(name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+fn json(handlers: &[HandlerView]) -> String {
+    serde_json::to_string_pretty(handlers).expect("views have text keys and no maps")
+}
+
+/// The handlers as aligned columns, with what is wrong below each.
+fn table(handlers: &[HandlerView]) -> String {
+    if handlers.is_empty() {
+        return "no handlers: put a folder with a handler.toml and a component into the handlers' folder".to_owned();
+    }
+    let mut rows = vec![
+        ["HANDLER", "STATE", "REVISION", "LIVE SINCE", "GROUP", "TOPICS", "PARTITIONS", "LAG", "IN FLIGHT"]
+            .map(str::to_owned),
+    ];
+    rows.extend(handlers.iter().map(row));
+    let widths: [usize; 9] =
+        std::array::from_fn(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0));
+    let mut text = String::new();
+    for (at, row) in rows.iter().enumerate() {
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let below = at.checked_sub(1).map(|at| &handlers[at]);
+        // Writing to a `String` never fails.
+        writeln!(text, "{}", cells.join("  ").trim_end()).ok();
+        for line in below.into_iter().flat_map(notes) {
+            writeln!(text, "  {line}").ok();
+        }
+    }
+    text.truncate(text.trim_end().len());
+    text
+}
+
+fn row(handler: &HandlerView) -> [String; 9] {
+    let dash = || "-".to_owned();
+    [
+        handler.name.clone(),
+        handler.state.name().to_owned(),
+        handler.revision.as_deref().map_or_else(dash, |digest| short(digest).to_owned()),
+        handler.since.clone().unwrap_or_else(dash),
+        handler.group.clone(),
+        handler.topics.join(","),
+        handler.partitions.len().to_string(),
+        handler.lag_records.map_or_else(dash, |lag| lag.to_string()),
+        handler.in_flight_records.to_string(),
+    ]
+}
+
+fn notes(handler: &HandlerView) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some(reason) = &handler.reason {
+        notes.extend(reason.lines().map(str::to_owned));
+    }
+    if let Some(digest) = &handler.set_aside {
+        notes.push(format!("{} was rolled back from and is set aside", short(digest)));
+    }
+    if !handler.previous.is_empty() {
+        let digests: Vec<&str> = handler.previous.iter().map(|digest| short(digest)).collect();
+        notes.push(format!("can go back to {}", digests.join(", ")));
+    }
+    notes
+}
+
+fn short(digest: &str) -> &str {
+    digest.get(..12).unwrap_or(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+    use crate::admin::HandlerState;
+
+    fn handler(name: &str, state: HandlerState) -> HandlerView {
+        HandlerView {
+            name: name.to_owned(),
+            group: name.to_owned(),
+            topics: vec!["orders".to_owned()],
+            state,
+            reason: None,
+            revision: None,
+            since: None,
+            previous: Vec::new(),
+            set_aside: None,
+            partitions: Vec::new(),
+            lag_records: None,
+            in_flight_records: 0,
+        }
+    }
+
+    #[test]
+    fn the_list_is_aligned_and_says_below_a_handler_what_is_wrong() {
+        let orders = HandlerView {
+            revision: Some("0123456789abcdef".to_owned()),
+            since: Some("2026-01-01T00:00:00Z".to_owned()),
+            previous: vec!["aaaaaaaaaaaaaaaa".to_owned(), "bbbbbbbbbbbbbbbb".to_owned()],
+            set_aside: Some("cccccccccccccccc".to_owned()),
+            lag_records: Some(12),
+            in_flight_records: 3,
+            ..handler("orders", HandlerState::Running)
+        };
+        let audit = HandlerView { reason: Some("one\ntwo".to_owned()), ..handler("audit", HandlerState::Failed) };
+        expect![[r#"
+            HANDLER  STATE    REVISION      LIVE SINCE            GROUP   TOPICS  PARTITIONS  LAG  IN FLIGHT
+            orders   running  0123456789ab  2026-01-01T00:00:00Z  orders  orders  0           12   3
+              cccccccccccc was rolled back from and is set aside
+              can go back to aaaaaaaaaaaa, bbbbbbbbbbbb
+            audit    failed   -             -                     audit   orders  0           -    0
+              one
+              two"#]]
+        .assert_eq(&table(&[orders, audit]));
+    }
+
+    #[test]
+    fn a_handlers_name_stays_one_segment() {
+        assert_eq!(escaped("orders-2"), "orders-2");
+        assert_eq!(escaped("a/b é"), "a%2Fb%20%C3%A9");
+    }
+
+    #[test]
+    fn an_empty_list_says_what_to_do() {
+        assert!(table(&[]).contains("put a folder"));
+    }
+}

@@ -1,0 +1,429 @@
+//! A handler's manifest, `handler.toml` in the handler's folder → [`HandlerSpec`], checked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use tidemill_core::grants::Grants;
+use tidemill_core::lanes::Order;
+use tidemill_core::partition::Bounds;
+use tidemill_core::retry::RetryPolicy;
+
+use super::Problem;
+use super::units::{Size, Span};
+use crate::broker::{StartAt, Subscription};
+use crate::consumer;
+
+/// The manifest's file name.
+pub const FILE: &str = "handler.toml";
+
+/// Everything that the host knows of one handler, checked.
+#[derive(Debug, Clone)]
+pub struct HandlerSpec {
+    /// The folder's name.
+    pub name: String,
+    /// The folder.
+    pub folder: PathBuf,
+    /// The component's file.
+    pub module: PathBuf,
+    /// How records are consumed.
+    pub consumer: consumer::Config,
+    /// How long a guest's state lives.
+    pub isolation: Isolation,
+    /// Most linear memory of an instance, in bytes.
+    pub memory_max: usize,
+    /// What becomes of failed records.
+    pub retry: RetryPolicy,
+    /// Where dead letters go; `None`: the record's topic with `.dlq` behind it.
+    pub dead_letter_topic: Option<String>,
+    /// What the guest may do.
+    pub grants: Grants,
+    /// What the guest reads through `wasi:config`.
+    pub config: BTreeMap<String, String>,
+    /// The folder with SQL migrations, for the one granted database.
+    pub migrations: Option<PathBuf>,
+}
+
+/// How long a guest's state lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// A fresh instance for each record; calls have one record.
+    Record,
+    /// A fresh instance for each call.
+    Batch,
+    /// Instances are kept and recycled.
+    #[default]
+    Reuse,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    topics: Vec<String>,
+    group: Option<String>,
+    module: Option<PathBuf>,
+    #[serde(default)]
+    delivery: Delivery,
+    #[serde(default)]
+    order: OrderKey,
+    #[serde(default)]
+    isolation: Isolation,
+    concurrency: Option<usize>,
+    #[serde(default)]
+    start: Start,
+    dead_letter_topic: Option<String>,
+    commit_interval: Option<Span>,
+    drain_deadline: Option<Span>,
+    #[serde(default)]
+    batch: Batch,
+    #[serde(default)]
+    buffer: Buffer,
+    #[serde(default)]
+    retry: Retry,
+    #[serde(default)]
+    limits: Limits,
+    #[serde(default)]
+    grants: GrantKeys,
+    #[serde(default)]
+    config: BTreeMap<String, String>,
+    #[serde(default)]
+    consumer_properties: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+enum Delivery {
+    #[default]
+    AtLeastOnce,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+enum OrderKey {
+    #[default]
+    Key,
+    Partition,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+enum Start {
+    #[default]
+    Earliest,
+    Latest,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Batch {
+    records_max: Option<usize>,
+    bytes_max: Option<Size>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Buffer {
+    records_max: Option<usize>,
+    bytes_max: Option<Size>,
+    span_max: Option<usize>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Retry {
+    attempts_max: Option<u32>,
+    delay_min: Option<Span>,
+    delay_max: Option<Span>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Limits {
+    memory: Option<Size>,
+    deadline: Option<Span>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct GrantKeys {
+    #[serde(default)]
+    kv: BTreeSet<String>,
+    #[serde(default)]
+    sql: BTreeSet<String>,
+    #[serde(default)]
+    produce: BTreeSet<String>,
+    #[serde(default)]
+    secrets: BTreeSet<String>,
+}
+
+const CONCURRENCY_DEFAULT: usize = 8;
+const CONCURRENCY_MAX: usize = 1000;
+const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
+const MEMORY_DEFAULT: usize = 128 << 20;
+const MEMORY_LIMIT: usize = 1 << 30;
+
+impl HandlerSpec {
+    /// Reads and checks the manifest in a handler's folder. Names of stores and topics are checked by whoever has them.
+    pub fn read(folder: &Path) -> Result<Self, Vec<Problem>> {
+        let path = folder.join(FILE);
+        let text = std::fs::read_to_string(&path).map_err(|cause| vec![Problem::unreadable(&path, &cause)])?;
+        let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        Self::parse(&name, folder, &text)
+    }
+
+    fn parse(name: &str, folder: &Path, text: &str) -> Result<Self, Vec<Problem>> {
+        let path = folder.join(FILE);
+        let manifest: Manifest = toml::from_str(text).map_err(|error| vec![Problem::syntax(&path, text, &error)])?;
+        let mut check = Check { path: &path, problems: Vec::new() };
+        check.name(name);
+        check.manifest(&manifest);
+        let retry = check.retry(&manifest.retry);
+        let module = check.module(folder, manifest.module.as_deref());
+        match (retry, module) {
+            (Some(retry), Some(module)) if check.problems.is_empty() => {
+                Ok(spec(name, folder, module, retry, manifest))
+            }
+            _ => Err(check.problems),
+        }
+    }
+}
+
+fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest: Manifest) -> HandlerSpec {
+    let concurrency = manifest.concurrency.unwrap_or(CONCURRENCY_DEFAULT);
+    let migrations = folder.join("migrations");
+    HandlerSpec {
+        name: name.to_owned(),
+        folder: folder.to_owned(),
+        module,
+        consumer: consumer::Config {
+            subscription: Subscription {
+                group: manifest.group.clone().unwrap_or_else(|| name.to_owned()),
+                topics: manifest.topics.clone(),
+                start_at: match manifest.start {
+                    Start::Earliest => StartAt::Earliest,
+                    Start::Latest => StartAt::Latest,
+                },
+                properties: manifest.consumer_properties.clone(),
+            },
+            order: match manifest.order {
+                OrderKey::Key => Order::Key,
+                OrderKey::Partition => Order::Partition,
+            },
+            bounds: bounds(&manifest, concurrency),
+            concurrency,
+            call_deadline: manifest.limits.deadline.map_or(DEADLINE_DEFAULT, |span| span.0),
+            commit_interval: manifest.commit_interval.map_or(Duration::from_millis(250), |span| span.0),
+            drain_deadline: manifest.drain_deadline.map_or(Duration::from_secs(20), |span| span.0),
+        },
+        isolation: manifest.isolation,
+        memory_max: manifest.limits.memory.map_or(MEMORY_DEFAULT, |size| size.0),
+        retry,
+        dead_letter_topic: manifest.dead_letter_topic,
+        grants: Grants {
+            kv: manifest.grants.kv,
+            sql: manifest.grants.sql,
+            produce: manifest.grants.produce,
+            secrets: manifest.grants.secrets,
+        },
+        config: manifest.config,
+        migrations: migrations.is_dir().then_some(migrations),
+    }
+}
+
+fn bounds(manifest: &Manifest, concurrency: usize) -> Bounds {
+    let call_records_max = match manifest.isolation {
+        Isolation::Record => 1,
+        Isolation::Batch | Isolation::Reuse => manifest.batch.records_max.unwrap_or(100),
+    };
+    Bounds {
+        call_records_max,
+        call_bytes_max: manifest.batch.bytes_max.map_or(1 << 20, |size| size.0),
+        calls_max: concurrency,
+        records_max: manifest.buffer.records_max.unwrap_or(2000),
+        bytes_max: manifest.buffer.bytes_max.map_or(16 << 20, |size| size.0),
+        span_max: manifest.buffer.span_max.unwrap_or(10_000),
+    }
+}
+
+/// Collects everything that is wrong with one manifest.
+struct Check<'a> {
+    path: &'a Path,
+    problems: Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn wrong(&mut self, key: &str, text: impl Into<String>) {
+        self.problems.push(Problem::invalid(self.path, key, text));
+    }
+
+    fn name(&mut self, name: &str) {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
+            self.wrong("(folder)", format!("`{name}` names no handler; use 1 to 64 letters, digits, `-` and `_`"));
+        }
+    }
+
+    fn manifest(&mut self, manifest: &Manifest) {
+        if manifest.topics.is_empty() {
+            self.wrong("topics", "is empty; name at least one topic, such as topics = [\"orders\"]");
+        }
+        let own_letters = |topic: &String| manifest.dead_letter_topic.as_ref() == Some(topic);
+        if let Some(topic) = manifest.topics.iter().find(|topic| own_letters(topic)) {
+            self.wrong("dead_letter_topic", format!("is `{topic}`, which this handler also reads: its dead letters would go round for ever; name another topic"));
+        }
+        if let Some(topic) = manifest.topics.iter().find(|topic| manifest.grants.produce.contains(*topic)) {
+            self.wrong("grants.produce", format!("holds `{topic}`, which this handler also reads: its outputs would go round for ever; name another topic"));
+        }
+        let positive = [
+            ("concurrency", manifest.concurrency),
+            ("batch.records_max", manifest.batch.records_max),
+            ("buffer.records_max", manifest.buffer.records_max),
+            ("buffer.span_max", manifest.buffer.span_max),
+            ("batch.bytes_max", manifest.batch.bytes_max.map(|size| size.0)),
+            ("buffer.bytes_max", manifest.buffer.bytes_max.map(|size| size.0)),
+        ];
+        for (key, value) in positive {
+            if value == Some(0) {
+                self.wrong(key, "is 0; use at least 1, or leave the key out for the default");
+            }
+        }
+        if manifest.concurrency.is_some_and(|value| value > CONCURRENCY_MAX) {
+            self.wrong("concurrency", format!("is more than {CONCURRENCY_MAX}; run more hosts instead"));
+        }
+        if manifest.isolation == Isolation::Record && manifest.batch.records_max.is_some_and(|records| records > 1) {
+            self.wrong("batch.records_max", "is more than 1, but isolation = \"record\" calls with one record; leave one of the two out");
+        }
+        self.limits(&manifest.limits);
+    }
+
+    fn limits(&mut self, limits: &Limits) {
+        if limits.memory.is_some_and(|size| size.0 < 1 << 20 || size.0 > MEMORY_LIMIT) {
+            self.wrong("limits.memory", "must be between 1MiB and 1GiB");
+        }
+        let (least, most) = (Duration::from_millis(10), Duration::from_secs(240));
+        if limits.deadline.is_some_and(|span| span.0 < least || span.0 > most) {
+            self.wrong("limits.deadline", "must be between 10ms and 4m: a longer call would cost the group membership");
+        }
+    }
+
+    fn retry(&mut self, retry: &Retry) -> Option<RetryPolicy> {
+        let attempts_max = retry.attempts_max.unwrap_or(5);
+        let delay_min = retry.delay_min.map_or(Duration::from_millis(200), |span| span.0);
+        let delay_max = retry.delay_max.map_or(Duration::from_secs(30).max(delay_min), |span| span.0);
+        match RetryPolicy::new(attempts_max, delay_min, delay_max) {
+            Ok(policy) => Some(policy),
+            Err(error) => {
+                self.wrong("retry", error.to_string());
+                None
+            }
+        }
+    }
+
+    /// The named module, or the only `.wasm` file of the folder.
+    fn module(&mut self, folder: &Path, named: Option<&Path>) -> Option<PathBuf> {
+        if let Some(named) = named {
+            let path = folder.join(named);
+            if !path.is_file() {
+                self.wrong("module", format!("is `{}`, which is not there; copy the component to it", named.display()));
+                return None;
+            }
+            return Some(path);
+        }
+        let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.extension().is_some_and(|extension| extension == "wasm"))
+            .collect();
+        match found.len() {
+            1 => found.pop(),
+            0 => {
+                self.wrong("module", "is not set and the folder has no .wasm file; copy a component into the folder");
+                None
+            }
+            _ => {
+                self.wrong("module", "is not set and the folder has several .wasm files; say which with module = \"NAME.wasm\"");
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    #[test]
+    fn the_smallest_manifest_is_a_topic() {
+        let folder = folder_with(&["orders.wasm"]);
+        let spec = HandlerSpec::parse("orders", folder.path(), "topics = [\"orders\"]").expect("valid");
+        assert_eq!(spec.consumer.subscription.group, "orders");
+        assert_eq!(spec.module, folder.path().join("orders.wasm"));
+        assert_eq!(spec.consumer.order, Order::Key);
+        assert_eq!(spec.grants, Grants::default(), "nothing is granted unless it is named");
+    }
+
+    #[test]
+    fn each_mistake_names_its_key_and_its_cure() {
+        check(
+            "topics = []\nconcurrency = 0\nisolation = \"record\"\nbatch.records_max = 5\nretry.attempts_max = 0\nlimits.memory = \"1B\"",
+            expect![[r#"
+                handler.toml: `topics` is empty; name at least one topic, such as topics = ["orders"]
+                handler.toml: `concurrency` is 0; use at least 1, or leave the key out for the default
+                handler.toml: `batch.records_max` is more than 1, but isolation = "record" calls with one record; leave one of the two out
+                handler.toml: `limits.memory` must be between 1MiB and 1GiB
+                handler.toml: `retry` `attempts_max` is 0; use 1 to never retry
+            "#]],
+        );
+    }
+
+    #[test]
+    fn outputs_must_not_come_back() {
+        check(
+            "topics = [\"a\"]\ndead_letter_topic = \"a\"\ngrants.produce = [\"a\"]",
+            expect![[r#"
+                handler.toml: `dead_letter_topic` is `a`, which this handler also reads: its dead letters would go round for ever; name another topic
+                handler.toml: `grants.produce` holds `a`, which this handler also reads: its outputs would go round for ever; name another topic
+            "#]],
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line() {
+        check(
+            "topics = [\"a\"]\n\nordr = \"key\"",
+            expect![[r#"
+                handler.toml:3: unknown field `ordr`, expected one of `topics`, `group`, `module`, `delivery`, `order`, `isolation`, `concurrency`, `start`, `dead_letter_topic`, `commit_interval`, `drain_deadline`, `batch`, `buffer`, `retry`, `limits`, `grants`, `config`, `consumer_properties`
+            "#]],
+        );
+    }
+
+    #[test]
+    fn several_components_need_a_choice() {
+        let folder = folder_with(&["a.wasm", "b.wasm"]);
+        let problems = HandlerSpec::parse("h", folder.path(), "topics = [\"t\"]").expect_err("ambiguous");
+        assert!(problems[0].to_string().ends_with("say which with module = \"NAME.wasm\""), "{}", problems[0]);
+        assert!(HandlerSpec::parse("h", folder.path(), "topics = [\"t\"]\nmodule = \"b.wasm\"").is_ok());
+    }
+
+    #[track_caller]
+    fn check(manifest: &str, expected: Expect) {
+        let folder = folder_with(&["h.wasm"]);
+        let problems = HandlerSpec::parse("h", folder.path(), manifest).expect_err("the manifest is wrong");
+        let place = format!("{}/", folder.path().display());
+        let text: String = problems.iter().map(|problem| format!("{problem}\n").replace(&place, "")).collect();
+        expected.assert_eq(&text);
+    }
+
+    fn folder_with(files: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for file in files {
+            std::fs::write(folder.path().join(file), b"").expect("write");
+        }
+        folder
+    }
+}

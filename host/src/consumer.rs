@@ -1,0 +1,260 @@
+//! Rooms 1, 2 and 6 of one handler: group membership, assignment epochs, one task for each assigned partition, commits.
+//!
+//! The group's task owns the membership; a partition's task owns its [`tidemill_core::partition::Partition`]. They share
+//! one [`Progress`]: how far the partition may be committed. Only progress of the current assignment is ever committed,
+//! since a broker accepts commits for partitions that another member owns.
+
+mod commit;
+mod partition;
+mod progress;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemill_core::lanes::Order;
+use tidemill_core::partition::Bounds;
+use tidemill_core::record::TopicPartition;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::commit::Committer;
+pub use self::progress::{Membership, PartitionView, Progress};
+use crate::broker::{Broker, Consumer, ConsumerEvent, Subscription};
+use crate::guest::Handler;
+use crate::metrics::{HandlerMetrics, Rebalance};
+use crate::settle::Settler;
+
+/// How one handler consumes.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The group and its topics.
+    pub subscription: Subscription,
+    /// Which records run one after another.
+    pub order: Order,
+    /// The bounds of each partition.
+    pub bounds: Bounds,
+    /// Calls of the guest at once, over all partitions of this host.
+    pub concurrency: usize,
+    /// After this long the host stops a call.
+    pub call_deadline: Duration,
+    /// How often the frontier is committed while it moves.
+    pub commit_interval: Duration,
+    /// How long calls in hand may take when a partition is revoked or the handler stops.
+    pub drain_deadline: Duration,
+}
+
+/// Consumes for one handler until it is told to stop.
+pub struct Group<B: Broker> {
+    broker: B,
+    config: Config,
+    parts: Arc<Parts>,
+    membership: Arc<Membership>,
+    /// The assignments of this host, by partition.
+    assigned: BTreeMap<TopicPartition, Assigned>,
+    /// Counts assignments.
+    epoch: u64,
+}
+
+/// What the tasks of a group's partitions share.
+struct Parts {
+    handler: Arc<dyn Handler>,
+    settler: Settler,
+    metrics: Arc<HandlerMetrics>,
+    /// One permit for each call of the guest.
+    slots: Arc<Semaphore>,
+}
+
+struct Assigned {
+    progress: Arc<Progress>,
+    revoked: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+/// Waits before a consumer that failed is made again.
+const REJOIN_DELAY: Duration = Duration::from_secs(2);
+/// How long a last commit may take before its partitions are given back without it.
+const LAST_COMMIT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why a member stopped consuming.
+enum End {
+    Stopped,
+    Failed(String),
+}
+
+impl<B: Broker> Group<B> {
+    /// A member that has not joined yet.
+    pub fn new(
+        broker: B,
+        config: Config,
+        handler: Arc<dyn Handler>,
+        settler: Settler,
+        metrics: Arc<HandlerMetrics>,
+        membership: Arc<Membership>,
+    ) -> Self {
+        let slots = Arc::new(Semaphore::new(config.concurrency.max(1)));
+        let parts = Arc::new(Parts { handler, settler, metrics, slots });
+        Self { broker, config, parts, membership, assigned: BTreeMap::new(), epoch: 0 }
+    }
+
+    /// Joins the group and consumes until `stop`; then drains, commits and leaves. Joins again when the client fails.
+    pub async fn run(mut self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let end = match self.broker.consumer(&self.config.subscription) {
+                Ok(consumer) => self.member(consumer, &stop).await,
+                Err(error) => End::Failed(error.to_string()),
+            };
+            let End::Failed(cause) = end else { break };
+            self.membership.failed(&cause);
+            tracing::error!(group = self.config.subscription.group, cause, "the consumer failed and joins again");
+            tokio::select! {
+                () = tokio::time::sleep(REJOIN_DELAY) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+        self.membership.left();
+    }
+
+    /// One membership, from joining to leaving.
+    async fn member(&mut self, mut consumer: B::Consumer, stop: &CancellationToken) -> End {
+        self.membership.joining();
+        let mut committer = Committer::new(&self.config, Arc::clone(&self.parts.metrics));
+        let mut tick = tokio::time::interval(self.config.commit_interval);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let end = loop {
+            tokio::select! {
+                biased;
+                result = committer.confirmed() => committer.on_confirmed(result),
+                () = stop.cancelled() => break End::Stopped,
+                event = consumer.next_event() => {
+                    if let Err(cause) = self.on_event(&mut consumer, &mut committer, event).await {
+                        break End::Failed(cause);
+                    }
+                }
+                _ = tick.tick() => committer.start(&consumer, self.frontiers()),
+            }
+        };
+        let all: Vec<TopicPartition> = self.assigned.keys().cloned().collect();
+        match end {
+            End::Stopped => self.give_back(&mut consumer, &mut committer, &all).await,
+            End::Failed(_) => self.abandon(&all).await,
+        }
+        consumer.close().await;
+        end
+    }
+
+    async fn on_event(
+        &mut self,
+        consumer: &mut B::Consumer,
+        committer: &mut Committer,
+        event: ConsumerEvent,
+    ) -> Result<(), String> {
+        match event {
+            ConsumerEvent::Assigned(partitions) => {
+                self.parts.metrics.rebalances(Rebalance::Assigned).inc();
+                self.assign(consumer, &partitions).await?;
+            }
+            ConsumerEvent::Revoked(partitions) => {
+                self.parts.metrics.rebalances(Rebalance::Revoked).inc();
+                tracing::info!(group = self.config.subscription.group, partitions = %names(&partitions), "partitions are revoked");
+                self.give_back(consumer, committer, &partitions).await;
+                consumer.release(&partitions).await.map_err(|error| error.to_string())?;
+            }
+            ConsumerEvent::Lost(partitions) => {
+                self.parts.metrics.rebalances(Rebalance::Lost).inc();
+                tracing::warn!(group = self.config.subscription.group, partitions = %names(&partitions), "partitions are lost; what they had in hand is redelivered elsewhere");
+                self.abandon(&partitions).await;
+                consumer.release(&partitions).await.map_err(|error| error.to_string())?;
+            }
+            ConsumerEvent::Problem(problem) => {
+                tracing::warn!(group = self.config.subscription.group, problem, "the consumer goes on by itself");
+            }
+            ConsumerEvent::Fatal(cause) => return Err(cause),
+        }
+        Ok(())
+    }
+
+    async fn assign(&mut self, consumer: &mut B::Consumer, partitions: &[TopicPartition]) -> Result<(), String> {
+        let readers = consumer.start(partitions).await.map_err(|error| error.to_string())?;
+        tracing::info!(group = self.config.subscription.group, partitions = %names(partitions), "partitions are assigned");
+        for (from, reader) in readers {
+            self.epoch += 1;
+            let progress = Arc::new(Progress::new(from.clone(), self.epoch));
+            let revoked = CancellationToken::new();
+            let task = partition::spawn(
+                Arc::clone(&self.parts),
+                self.config.clone(),
+                reader,
+                Arc::clone(&progress),
+                revoked.clone(),
+            );
+            self.membership.assigned(Arc::clone(&progress));
+            self.assigned.insert(from, Assigned { progress, revoked, task });
+        }
+        self.membership.joined();
+        Ok(())
+    }
+
+    /// Stops partitions the good way: calls in hand finish or are stopped at the deadline, then the frontier is committed.
+    async fn give_back(&mut self, consumer: &mut B::Consumer, committer: &mut Committer, partitions: &[TopicPartition]) {
+        let started = Instant::now();
+        let mut leaving: Vec<Assigned> = partitions.iter().filter_map(|from| self.assigned.remove(from)).collect();
+        for assigned in &leaving {
+            assigned.revoked.cancel();
+        }
+        let deadline = started + self.config.drain_deadline;
+        for assigned in &mut leaving {
+            if tokio::time::timeout_at(deadline, &mut assigned.task).await.is_err() {
+                self.interrupt(assigned).await;
+            }
+        }
+        tracing::info!(group = self.config.subscription.group, took = ?started.elapsed(), "partitions are drained");
+        let frontiers = leaving.iter().filter_map(|assigned| assigned.progress.frontier()).collect();
+        let last = committer.finish(consumer, frontiers);
+        if tokio::time::timeout(LAST_COMMIT_DEADLINE, last).await.is_err() {
+            tracing::warn!(partitions = %names(partitions), "the last commit was not confirmed in time; up to what was not committed is delivered again");
+        }
+        for assigned in leaving {
+            self.membership.released(&assigned.progress);
+        }
+    }
+
+    /// Ends a partition's task whose calls did not finish in time. What they had in hand is delivered again.
+    async fn interrupt(&self, assigned: &mut Assigned) {
+        tracing::warn!(
+            partition = %assigned.progress.from, deadline = ?self.config.drain_deadline,
+            "calls did not end within the drain deadline; they are stopped and their records are delivered again"
+        );
+        assigned.task.abort();
+        // The task ends at its next await; only then is its reader dropped.
+        if let Err(error) = (&mut assigned.task).await
+            && error.is_panic()
+        {
+            tracing::error!(partition = %assigned.progress.from, "a partition's task panicked");
+        }
+    }
+
+    /// Drops the work of partitions that are not ours any more: no commit.
+    async fn abandon(&mut self, partitions: &[TopicPartition]) {
+        for from in partitions {
+            if let Some(mut assigned) = self.assigned.remove(from) {
+                assigned.task.abort();
+                if (&mut assigned.task).await.is_err_and(|error| error.is_panic()) {
+                    tracing::error!(partition = %from, "a partition's task panicked");
+                }
+                self.membership.released(&assigned.progress);
+            }
+        }
+    }
+
+    /// What the current assignments may commit, with their epochs.
+    fn frontiers(&self) -> Vec<progress::Frontier> {
+        self.assigned.values().filter_map(|assigned| assigned.progress.frontier()).collect()
+    }
+}
+
+fn names(partitions: &[TopicPartition]) -> String {
+    partitions.iter().map(TopicPartition::to_string).collect::<Vec<_>>().join(" ")
+}

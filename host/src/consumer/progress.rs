@@ -1,0 +1,163 @@
+//! How far each partition has come: written by its task, read by commits, metrics and the admin.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tidemill_core::record::{Offset, TopicPartition};
+
+/// No offset is known yet.
+const UNKNOWN: i64 = -1;
+
+/// One assignment of one partition.
+#[derive(Debug)]
+pub struct Progress {
+    /// The partition.
+    pub from: TopicPartition,
+    /// Which assignment of this host it is: progress of an older one is void.
+    pub epoch: u64,
+    committable: AtomicI64,
+    end: AtomicI64,
+    pending: AtomicU64,
+    /// Milliseconds since the Unix epoch of about the oldest unsettled record; `UNKNOWN` when there is none.
+    oldest_ms: AtomicI64,
+}
+
+/// An offset that may be committed, and the assignment that may commit it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Frontier {
+    pub(super) from: TopicPartition,
+    pub(super) epoch: u64,
+    pub(super) offset: Offset,
+}
+
+impl Progress {
+    /// Nothing is known yet.
+    pub fn new(from: TopicPartition, epoch: u64) -> Self {
+        Self {
+            from,
+            epoch,
+            committable: AtomicI64::new(UNKNOWN),
+            end: AtomicI64::new(UNKNOWN),
+            pending: AtomicU64::new(0),
+            oldest_ms: AtomicI64::new(UNKNOWN),
+        }
+    }
+
+    pub(super) fn set_committable(&self, offset: Offset) {
+        self.committable.store(offset, Ordering::Release);
+    }
+
+    pub(super) fn set_load(&self, end: Option<Offset>, pending: usize, oldest_ms: Option<i64>) {
+        self.end.store(end.unwrap_or(UNKNOWN), Ordering::Relaxed);
+        self.pending.store(pending as u64, Ordering::Relaxed);
+        self.oldest_ms.store(oldest_ms.unwrap_or(UNKNOWN), Ordering::Relaxed);
+    }
+
+    /// The offset that may be committed; `None` before anything was settled.
+    pub(super) fn frontier(&self) -> Option<Frontier> {
+        let offset = self.committable.load(Ordering::Acquire);
+        (offset != UNKNOWN).then(|| Frontier { from: self.from.clone(), epoch: self.epoch, offset })
+    }
+
+    /// What an operator sees of it.
+    pub fn view(&self) -> PartitionView {
+        let known = |value: i64| (value != UNKNOWN).then_some(value);
+        let committable = known(self.committable.load(Ordering::Acquire));
+        let end = known(self.end.load(Ordering::Relaxed));
+        PartitionView {
+            from: self.from.clone(),
+            committable,
+            end,
+            pending: self.pending.load(Ordering::Relaxed),
+            lag: end.zip(committable).map(|(end, committable)| (end - committable).max(0)),
+            oldest_ms: known(self.oldest_ms.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+/// What an operator sees of one partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionView {
+    /// The partition.
+    pub from: TopicPartition,
+    /// The next offset to redeliver after a crash.
+    pub committable: Option<Offset>,
+    /// One past the last record in the log, as far as known.
+    pub end: Option<Offset>,
+    /// Received and not settled.
+    pub pending: u64,
+    /// Records from the frontier to the end.
+    pub lag: Option<i64>,
+    /// When about the oldest unsettled record was made, in milliseconds since the Unix epoch.
+    pub oldest_ms: Option<i64>,
+}
+
+/// A handler's place in its group, as others see it.
+#[derive(Debug, Default)]
+pub struct Membership {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    joined: bool,
+    failure: Option<String>,
+    partitions: BTreeMap<TopicPartition, Arc<Progress>>,
+}
+
+impl Membership {
+    /// Whether the group has given this member its share, which may be empty.
+    pub fn is_joined(&self) -> bool {
+        self.with(|state| state.joined)
+    }
+
+    /// Why the consumer failed, while it has not joined again.
+    pub fn failure(&self) -> Option<String> {
+        self.with(|state| state.failure.clone())
+    }
+
+    /// The assigned partitions.
+    pub fn partitions(&self) -> Vec<PartitionView> {
+        self.with(|state| state.partitions.values().map(|progress| progress.view()).collect())
+    }
+
+    pub(super) fn joining(&self) {
+        self.with(|state| state.joined = false);
+    }
+
+    pub(super) fn joined(&self) {
+        self.with(|state| {
+            state.joined = true;
+            state.failure = None;
+        });
+    }
+
+    pub(super) fn failed(&self, cause: &str) {
+        self.with(|state| {
+            state.joined = false;
+            state.failure = Some(cause.to_owned());
+        });
+    }
+
+    pub(super) fn left(&self) {
+        self.with(|state| *state = State::default());
+    }
+
+    pub(super) fn assigned(&self, progress: Arc<Progress>) {
+        self.with(|state| state.partitions.insert(progress.from.clone(), progress));
+    }
+
+    /// Forgets an assignment, unless a newer one of the same partition has taken its place.
+    pub(super) fn released(&self, progress: &Arc<Progress>) {
+        self.with(|state| {
+            if state.partitions.get(&progress.from).is_some_and(|known| known.epoch == progress.epoch) {
+                state.partitions.remove(&progress.from);
+            }
+        });
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+        look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

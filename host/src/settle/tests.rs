@@ -1,0 +1,223 @@
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, FutureExt};
+use tidemill_core::partition::{CallRecord, Verdict};
+use tidemill_core::record::{Chunk, HeaderRef, Record, Timestamp, TopicPartition};
+use tidemill_core::retry::{Class, RetryPolicy};
+
+use super::*;
+use crate::broker::{Position, Producer};
+use crate::guest::{CallError, Called, Outcome, Reason};
+use crate::metrics::Metrics;
+
+#[tokio::test]
+async fn a_record_is_settled_once_its_outputs_are_acknowledged() {
+    let world = World::new(vec![]);
+    let verdicts = world.settle("a b", Ok(vec![ack(2), Outcome::Skip])).await;
+    assert_eq!(verdicts, [Verdict::Settled; 2]);
+    assert_eq!(world.sent(), ["out", "out"]);
+}
+
+#[tokio::test]
+async fn an_output_that_may_not_be_stored_brings_its_record_back_and_all_that_follow_it_in_their_order() {
+    // Records a0, b1, a2: the outputs of a0 are not confirmed, those of a2 are out already.
+    let world = World::new(vec![Err(SendError::Unknown("time-out".to_owned())), Ok(AT), Ok(AT)]);
+    let verdicts = world.settle("a b a", Ok(vec![ack(1), ack(1), ack(1)])).await;
+    assert!(matches!(verdicts[0], Verdict::Retry { charge: false, .. }), "{:?}", verdicts[0]);
+    assert_eq!(verdicts[1..], [Verdict::Settled, Verdict::Untouched]);
+}
+
+#[tokio::test]
+async fn a_record_whose_output_no_broker_takes_is_dead_lettered() {
+    let world = World::new(vec![Err(SendError::TooLarge("1 MiB".to_owned()))]);
+    let verdicts = world.settle("a", Ok(vec![ack(1)])).await;
+    assert_eq!(verdicts, [Verdict::Settled]);
+    assert_eq!(world.sent(), ["out", "in.dlq"]);
+}
+
+#[tokio::test]
+async fn a_retry_holds_what_follows_in_its_lane_and_nothing_else() {
+    let world = World::new(vec![]);
+    let outcomes = vec![retry(false), ack(1), ack(1), Outcome::Skip];
+    let verdicts = world.settle("a a b -", Ok(outcomes)).await;
+    assert!(matches!(verdicts[0], Verdict::Retry { charge: true, .. }));
+    assert_eq!(verdicts[1..], [Verdict::Untouched, Verdict::Settled, Verdict::Settled]);
+    assert_eq!(world.sent(), ["out"], "what is not settled has no outputs");
+}
+
+#[tokio::test]
+async fn a_guest_is_believed_that_a_dependency_is_away_only_if_a_host_call_said_so() {
+    for (seen, charge) in [(None, true), (Some("postgres is away".to_owned()), false)] {
+        let world = World::new(vec![]);
+        let mut attempt = attempt("a");
+        attempt.effects.unavailable = seen;
+        let verdicts = world.settler.settle(&attempt, called(Ok(vec![retry(true)]))).await;
+        assert!(matches!(verdicts[0], Verdict::Retry { charge: charged, .. } if charged == charge));
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_failed_as_a_whole_blames_a_record_only_when_it_was_alone() {
+    let trap = || Err(CallError { class: Class::Trap, detail: "unreachable".to_owned() });
+    let world = World::new(vec![]);
+    assert_eq!(world.settle("a b", trap()).await, [Verdict::Halve; 2]);
+    assert!(matches!(world.settle("a", trap()).await[..], [Verdict::Retry { charge: true, .. }]));
+}
+
+#[tokio::test]
+async fn a_shortage_of_the_host_is_nobodys_fault() {
+    let world = World::new(vec![]);
+    let short = Err(CallError { class: Class::HostShortage, detail: "no instance".to_owned() });
+    let verdicts = world.settle("a a b", short).await;
+    assert!(matches!(verdicts[0], Verdict::Retry { charge: false, .. }));
+    assert_eq!(verdicts[1], Verdict::Untouched);
+    assert!(matches!(verdicts[2], Verdict::Retry { charge: false, .. }));
+}
+
+#[tokio::test]
+async fn a_dead_letter_keeps_every_byte_and_says_what_happened() {
+    let world = World::new(vec![]);
+    let mut chunk = Chunk::default();
+    let headers = [
+        HeaderRef { name: b"h", value: Some(b"1") },
+        HeaderRef { name: b"h", value: None },
+        HeaderRef { name: b"\xff", value: Some(b"\x00\x01") },
+    ];
+    chunk.push(7, Timestamp::Create(1234), Some(b"\xffkey"), None, headers);
+    let record = Arc::new(chunk).records().next().expect("one record");
+    let mut attempt = attempt("");
+    attempt.records = vec![CallRecord { record, lane: 0, tries: 0, charged: 0 }];
+    let reason = Reason { code: "bad".to_owned(), detail: "é".repeat(2000) };
+    world.settler.settle(&attempt, called(Ok(vec![Outcome::DeadLetter(reason)]))).await;
+
+    let letter = world.letters().pop().expect("a letter was sent");
+    assert_eq!((&*letter.topic, letter.timestamp_ms), ("in.dlq", Some(1234)));
+    assert_eq!((letter.key.as_deref(), letter.value), (Some(&b"\xffkey"[..]), None));
+    let kept: Vec<_> = letter.headers[..3].iter().map(|header| (&header.name[..], header.value.as_deref())).collect();
+    assert_eq!(kept, headers.map(|header| (header.name, header.value)));
+    let said: BTreeMap<&str, &str> = letter.headers[3..]
+        .iter()
+        .map(|header| (text(&header.name), text(header.value.as_deref().unwrap_or_default())))
+        .collect();
+    assert_eq!(said["tidemill.error.id"], "in/0/7/1234");
+    assert_eq!(said["tidemill.error.class"], "malformed", "a header's name is not text");
+    assert_eq!(said["tidemill.error.code"], "bad");
+    assert_eq!(said["tidemill.error.revision"], "cafe");
+    assert_eq!(said["tidemill.error.message"].len(), 1024, "a letter must not outgrow its record");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_waits_for_as_long_as_its_dead_letter_cannot_be_written() {
+    let away = || Err(SendError::Unavailable("no broker".to_owned()));
+    let world = World::new((0..20).map(|_| away()).collect());
+    let started = tokio::time::Instant::now();
+    let verdicts = world.settle("a", Ok(vec![Outcome::DeadLetter(Reason::default())])).await;
+    assert_eq!(verdicts, [Verdict::Settled]);
+    assert_eq!(world.sent().len(), 21);
+    assert!(started.elapsed() > Duration::from_secs(60), "with a back-off between attempts");
+}
+
+#[tokio::test]
+async fn a_dead_letter_about_a_dead_letter_keeps_the_first_origin() {
+    let world = World::new(vec![]);
+    let mut chunk = Chunk::default();
+    let first = [HeaderRef { name: b"tidemill.error.topic", value: Some(b"origin") }];
+    chunk.push(0, Timestamp::None, None, Some(b"v"), first);
+    let record = Arc::new(chunk).records().next().expect("one record");
+    let mut attempt = attempt("");
+    attempt.records = vec![CallRecord { record, lane: 0, tries: 0, charged: 0 }];
+    world.settler.settle(&attempt, called(Ok(vec![Outcome::DeadLetter(Reason::default())]))).await;
+    let letter = world.letters().pop().expect("a letter was sent");
+    let origins = letter.headers.iter().filter(|header| header.name == "tidemill.error.topic");
+    assert_eq!(origins.map(|header| header.value.as_deref()).collect::<Vec<_>>(), [Some(&b"origin"[..])]);
+}
+
+const AT: Position = Position { partition: 0, offset: 0 };
+
+/// A settler over a producer that answers as it is told, and with success once it was told no more.
+struct World {
+    settler: Settler,
+    log: Arc<Log>,
+}
+
+#[derive(Default)]
+struct Log {
+    answers: Mutex<VecDeque<Result<Position, SendError>>>,
+    sent: Mutex<Vec<Outgoing>>,
+}
+
+impl World {
+    fn new(answers: Vec<Result<Position, SendError>>) -> Self {
+        let log = Arc::new(Log { answers: Mutex::new(answers.into()), sent: Mutex::default() });
+        let policy = RetryPolicy::new(3, Duration::from_millis(10), Duration::from_secs(1)).expect("valid");
+        let letters = DeadLetters { handler: "h".into(), group: "g".into(), topic: None };
+        let producer = Arc::clone(&log) as Arc<dyn Producer>;
+        Self { settler: Settler::new(producer, policy, letters, Metrics::new().handler("h")), log }
+    }
+
+    async fn settle(&self, keys: &str, outcomes: Result<Vec<Outcome>, CallError>) -> Vec<Verdict> {
+        self.settler.settle(&attempt(keys), called(outcomes)).await
+    }
+
+    fn letters(&self) -> Vec<Outgoing> {
+        self.log.sent.lock().expect("not poisoned").clone()
+    }
+
+    fn sent(&self) -> Vec<String> {
+        self.letters().iter().map(|sent| sent.topic.to_string()).collect()
+    }
+}
+
+impl Producer for Log {
+    fn send(&self, records: Vec<Outgoing>, _: WhenFull) -> BoxFuture<'static, Vec<Result<Position, SendError>>> {
+        let mut answers = self.answers.lock().expect("not poisoned");
+        let results = records.iter().map(|_| answers.pop_front().unwrap_or(Ok(AT))).collect();
+        self.sent.lock().expect("not poisoned").extend(records);
+        async move { results }.boxed()
+    }
+
+    fn ready(&self) -> bool {
+        true
+    }
+
+    fn warm<'a>(&'a self, _: &'a [Arc<str>], _: Duration) -> BoxFuture<'a, Result<(), SendError>> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn flush(&self, _: Duration) -> BoxFuture<'_, usize> {
+        async { 0 }.boxed()
+    }
+}
+
+/// An attempt on records with these keys, `-` for null; equal keys share a lane.
+fn attempt(keys: &str) -> Attempt {
+    let mut lanes: Vec<&str> = Vec::new();
+    let records = keys.split_whitespace().enumerate().map(|(offset, key)| {
+        let lane = lanes.iter().position(|known| *known == key).unwrap_or(lanes.len());
+        if lane == lanes.len() {
+            lanes.push(key);
+        }
+        let key = (key != "-").then_some(key.as_bytes());
+        CallRecord { record: Record::single(offset as i64, key, Some(b"v")), lane: lane as u32, tries: 0, charged: 0 }
+    });
+    Attempt::new(TopicPartition::new("in", 0), 1, records.collect(), Duration::from_secs(1))
+}
+
+fn called(outcomes: Result<Vec<Outcome>, CallError>) -> Called {
+    Called { revision: "cafe".into(), took: Duration::ZERO, outcomes }
+}
+
+fn ack(outputs: usize) -> Outcome {
+    let output = Outgoing { topic: "out".into(), partition: None, timestamp_ms: None, key: None, value: None, headers: vec![] };
+    Outcome::Ack(vec![output; outputs])
+}
+
+fn retry(unavailable: bool) -> Outcome {
+    Outcome::Retry { after: None, reason: Reason::default(), unavailable }
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("text")
+}
