@@ -1,7 +1,6 @@
 //! Real Kafka behind the seams, through librdkafka. Nothing outside of this room names rdkafka (ARCH-1).
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use super::{Admin, Broker, BrokerError, Producer, Subscription};
@@ -16,24 +15,21 @@ mod listener;
 mod producer;
 mod reader;
 
-use self::config::Properties;
-pub use self::config::{Config, Property};
+pub use self::config::Config;
 pub use self::consumer::KafkaConsumer;
 pub use self::reader::PartitionReader;
 
 /// A Kafka cluster, as the configuration describes it. Nothing connects before a client is made.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Kafka {
-    properties: Arc<Properties>,
+    config: Arc<Config>,
 }
 
 impl Kafka {
-    /// Checks the configuration, down to the names and values of librdkafka's properties, without connecting. Files of
-    /// secrets are taken from `folder`.
-    pub fn new(config: &Config, folder: &Path) -> Result<Self, BrokerError> {
-        let properties = config.read(folder)?;
-        properties.check()?;
-        Ok(Self { properties: Arc::new(properties) })
+    /// Checks the configuration, down to the names and values of librdkafka's properties, without connecting.
+    pub fn new(config: Config) -> Result<Self, BrokerError> {
+        config.check()?;
+        Ok(Self { config: Arc::new(config) })
     }
 }
 
@@ -41,14 +37,14 @@ impl Broker for Kafka {
     type Consumer = KafkaConsumer;
 
     fn consumer(&self, subscription: &Subscription) -> Result<KafkaConsumer, BrokerError> {
-        KafkaConsumer::join(&self.properties, subscription)
+        KafkaConsumer::join(&self.config, subscription)
     }
 
     fn producer(&self, properties: &BTreeMap<String, String>) -> Result<Arc<dyn Producer>, BrokerError> {
-        Ok(Arc::new(producer::KafkaProducer::new(self.properties.producer(properties)?)?))
+        Ok(Arc::new(producer::KafkaProducer::new(self.config.producer(properties)?)?))
     }
 
     fn admin(&self) -> Result<Arc<dyn Admin>, BrokerError> {
-        Ok(Arc::new(admin::KafkaAdmin::new(&self.properties)?))
+        Ok(Arc::new(admin::KafkaAdmin::new(&self.config)?))
     }
 }

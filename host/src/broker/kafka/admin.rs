@@ -17,7 +17,7 @@ use rdkafka::{ClientConfig, Offset as Place, TopicPartitionList};
 use tidemill_core::record::{Chunk, Offset};
 use tokio::time::Instant;
 
-use super::config::{Properties, refused_by_library};
+use super::config::{Config, refused_by_library};
 use super::ends::ends;
 use super::errors::{self, code_of};
 use super::ffi::{Native, Queue, Topic};
@@ -58,7 +58,7 @@ impl Native for Client {
 }
 
 impl KafkaAdmin {
-    pub(super) fn new(config: &Properties) -> Result<Self, BrokerError> {
+    pub(super) fn new(config: &Config) -> Result<Self, BrokerError> {
         let config = config.client()?;
         let making =
             AdminClient::from_config_and_context(&config, Listener::new("admin")).map_err(refused_by_library)?;

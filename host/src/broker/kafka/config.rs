@@ -2,76 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
 
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use serde::Deserialize;
 
 use crate::broker::{BrokerError, Subscription};
-use crate::config::units::{InvalidSecret, SecretRef};
 
-/// librdkafka's properties, by their own names.
+/// librdkafka's properties, by their own names. Text, numbers and booleans are taken alike.
 #[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// For all clients; `bootstrap.servers` has to be among them.
-    #[serde(default)]
-    pub properties: BTreeMap<String, Property>,
+    #[serde(default, deserialize_with = "properties")]
+    pub properties: BTreeMap<String, String>,
     /// For consumers, over `properties`.
-    #[serde(default)]
-    pub consumer: BTreeMap<String, Property>,
+    #[serde(default, deserialize_with = "properties")]
+    pub consumer: BTreeMap<String, String>,
     /// For producers, over `properties`.
-    #[serde(default)]
-    pub producer: BTreeMap<String, Property>,
-}
-
-/// A property's value: text, which may hold `${NAME}` from the environment, `{ file = "path" }`, a number or a switch.
-#[derive(Clone, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "write a text, { file = \"path\" }, a whole number or a boolean, and quote the property's name: \
-                 \"linger.ms\" = 5"
-)]
-pub enum Property {
-    /// As librdkafka has it for sizes and times.
-    Number(i64),
-    /// `true` or `false`.
-    Switch(bool),
-    /// Anything else.
-    Text(SecretRef),
-}
-
-impl From<&str> for Property {
-    fn from(text: &str) -> Self {
-        Self::Text(SecretRef::Text(text.to_owned()))
-    }
-}
-
-impl Property {
-    fn read(&self, folder: &Path) -> Result<String, InvalidSecret> {
-        match self {
-            Self::Number(number) => Ok(number.to_string()),
-            Self::Switch(switch) => Ok(switch.to_string()),
-            Self::Text(text) => text.read(folder).map(|text| text.expose().to_owned()),
-        }
-    }
-
-    fn shown(&self, key: &str) -> String {
-        match self {
-            Self::Number(number) => number.to_string(),
-            Self::Switch(switch) => switch.to_string(),
-            Self::Text(SecretRef::Text(text)) if !is_secret(key) => text.clone(),
-            Self::Text(_) => "***".to_owned(),
-        }
-    }
-}
-
-/// The configuration with its secrets read. It is never shown.
-pub(super) struct Properties {
-    common: BTreeMap<String, String>,
-    consumer: BTreeMap<String, String>,
-    producer: BTreeMap<String, String>,
+    #[serde(default, deserialize_with = "properties")]
+    pub producer: BTreeMap<String, String>,
 }
 
 /// Ours under the operator's, for all clients.
@@ -146,24 +96,6 @@ const ONLY: &[(&str, &[&str], &str)] = &[
 ];
 
 impl Config {
-    /// Reads the secrets; relative files are taken from `folder`.
-    pub(super) fn read(&self, folder: &Path) -> Result<Properties, BrokerError> {
-        let read = |properties: &BTreeMap<String, Property>| {
-            let one = |(key, value): (&String, &Property)| match value.read(folder) {
-                Ok(value) => Ok((key.clone(), value)),
-                Err(error) => Err(refusal(key, &format!("has no value: {error}"))),
-            };
-            properties.iter().map(one).collect::<Result<BTreeMap<_, _>, _>>()
-        };
-        Ok(Properties {
-            common: read(&self.properties)?,
-            consumer: read(&self.consumer)?,
-            producer: read(&self.producer)?,
-        })
-    }
-}
-
-impl Properties {
     /// Refuses what can't work, with the key and the cure. Nothing is connected.
     pub(super) fn check(&self) -> Result<(), BrokerError> {
         check_native(&self.client()?)?;
@@ -207,7 +139,7 @@ impl Properties {
         for (key, value) in DEFAULTS.iter().chain(defaults) {
             client.set(*key, *value);
         }
-        for layer in std::iter::once(&self.common).chain(layers.iter().copied()) {
+        for layer in std::iter::once(&self.properties).chain(layers.iter().copied()) {
             for (key, value) in layer {
                 refuse_owned(key, value)?;
                 client.set(key, value);
@@ -267,8 +199,9 @@ fn is_secret(key: &str) -> bool {
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = |properties: &BTreeMap<String, Property>| -> BTreeMap<String, String> {
-            properties.iter().map(|(key, value)| (key.clone(), value.shown(key))).collect()
+        let shown = |properties: &BTreeMap<String, String>| -> BTreeMap<String, String> {
+            let hide = |key: &str, value: &str| if is_secret(key) { "***".to_owned() } else { value.to_owned() };
+            properties.iter().map(|(key, value)| (key.clone(), hide(key, value))).collect()
         };
         f.debug_struct("Config")
             .field("properties", &shown(&self.properties))
@@ -278,14 +211,31 @@ impl fmt::Debug for Config {
     }
 }
 
+/// Reads properties whose values may be text, whole numbers or booleans.
+fn properties<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a text, a whole number or a boolean; quote a property's name: \"linger.ms\" = 5")]
+    enum Value {
+        Text(String),
+        Number(i64),
+        Switch(bool),
+    }
+    let values = BTreeMap::<String, Value>::deserialize(from)?;
+    let text = |value| match value {
+        Value::Text(text) => text,
+        Value::Number(number) => number.to_string(),
+        Value::Switch(switch) => switch.to_string(),
+    };
+    Ok(values.into_iter().map(|(key, value)| (key, text(value))).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::broker::StartAt;
 
-    fn config(text: &str) -> Properties {
-        let config: Config = toml::from_str(text).expect("the text is a configuration");
-        config.read(Path::new("/nowhere")).expect("its secrets can be read")
+    fn config(text: &str) -> Config {
+        toml::from_str(text).expect("the text is a configuration")
     }
 
     fn refused(text: &str) -> String {
@@ -367,22 +317,9 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_read_from_a_file_and_missed_by_its_property() {
-        let folder = tempfile::tempdir().expect("there is room for a folder");
-        std::fs::write(folder.path().join("password"), "hush\n").expect("there is room for a file");
-        let config: Config =
-            toml::from_str("properties.'sasl.password' = { file = 'password' }").expect("the text is a configuration");
-        let read = config.read(folder.path()).expect("the file is there");
-        assert_eq!(read.common["sasl.password"], "hush");
-        let missed = config.read(Path::new("/nowhere")).map(|_| ()).expect_err("the file is not there").to_string();
-        assert!(missed.starts_with("Kafka property `sasl.password` has no value: "), "{missed}");
-    }
-
-    #[test]
     fn a_secret_is_not_shown() {
         let text = "[properties]\n'bootstrap.servers' = 'a:1'\n'sasl.password' = 'hush'\n'ssl.key.pem' = 'hush'";
-        let config: Config = toml::from_str(text).expect("the text is a configuration");
-        let shown = format!("{config:?}");
+        let shown = format!("{:?}", config(text));
         assert!(shown.contains("a:1") && shown.contains("***") && !shown.contains("hush"), "{shown}");
     }
 }

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
 use self::member::Client;
-use super::config::Properties;
+use super::config::Config;
 use super::ends::ends;
 use super::errors::code_of;
 use super::reader::PartitionReader;
@@ -54,7 +54,7 @@ impl Drop for LeaveOnDrop {
 
 impl KafkaConsumer {
     /// Subscribes, and starts the thread that keeps the membership.
-    pub(super) fn join(config: &Properties, subscription: &Subscription) -> Result<Self, BrokerError> {
+    pub(super) fn join(config: &Config, subscription: &Subscription) -> Result<Self, BrokerError> {
         let native = config.consumer(subscription)?;
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let closing = Arc::new(AtomicBool::new(false));
