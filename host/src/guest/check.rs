@@ -104,7 +104,8 @@ pub(super) struct Plan {
     group: String,
     order: Order,
     isolation: Isolation,
-    limits: Limits,
+    /// What bounds each instance.
+    pub(super) limits: Limits,
     granted: Arc<Granted>,
     topics: BTreeSet<Arc<str>>,
     metrics: Arc<HandlerMetrics>,

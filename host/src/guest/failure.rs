@@ -63,7 +63,8 @@ fn text_of(error: &wasmtime::Error) -> String {
     if let Some(exit) = error.downcast_ref::<I32Exit>() {
         return format!("the guest ended itself with exit code {}", exit.0);
     }
-    let mut text = error.root_cause().to_string();
+    let cause = error.root_cause().to_string();
+    let mut text = cause.strip_prefix("wasm trap: ").unwrap_or(&cause).to_owned();
     let backtrace = error.downcast_ref::<WasmBacktrace>().map(WasmBacktrace::to_string).unwrap_or_default();
     for (position, name) in backtrace.lines().filter_map(frame).take(FRAMES_MAX).enumerate() {
         // Writing to a `String` never fails.

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use tidemill_core::revisions::{NoRevisionBefore, Revisions};
 use tokio::time::Instant;
 
-use super::check::{self, LoadError, digest};
+use super::check::{self, LoadError, Plan, digest};
 use super::revision::Revision;
 use super::{Backends, Called, Engine, Handler};
 use crate::attempt::Attempt;
@@ -19,7 +19,7 @@ use crate::metrics::HandlerMetrics;
 #[derive(Debug)]
 pub struct LiveHandler {
     engine: Arc<Engine>,
-    plan: check::Plan,
+    plan: Plan,
     metrics: Arc<HandlerMetrics>,
     live: ArcSwap<Revision>,
     /// When the live revision took over.
@@ -66,7 +66,16 @@ impl LiveHandler {
         metrics: Arc<HandlerMetrics>,
         bytes: Vec<u8>,
     ) -> Result<Self, LoadError> {
-        let plan = check::Plan::new(spec, backends, &metrics)?;
+        let plan = Plan::new(spec, backends, &metrics)?;
+        Self::with(engine, plan, metrics, bytes).await
+    }
+
+    pub(super) async fn with(
+        engine: &Arc<Engine>,
+        plan: Plan,
+        metrics: Arc<HandlerMetrics>,
+        bytes: Vec<u8>,
+    ) -> Result<Self, LoadError> {
         let revision = check::load(engine, &plan, bytes).await?;
         let mut revisions = Revisions::new();
         revisions.install(revision.digest(), Arc::clone(&revision));
