@@ -80,7 +80,7 @@ pub fn topic(path: &Path, command: topic_command::Command) -> Result<(), Failure
                 } else {
                     Embedded::open(embedded, &config.folder)
                 };
-                topic_command::run(&broker.map_err(anyhow::Error::from)?, command).await
+                topic_command::run(&broker?, command).await
             }
             config::Broker::Kafka(kafka) => topic_command::run(&Kafka::new(kafka.clone())?, command).await,
         }

@@ -42,7 +42,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn prebuilt() -> PathBuf {
+/// Whether `cargo xtask guests` would find a toolchain without making one.
+pub(crate) fn has_toolchain() -> bool {
+    toolchain::find(false).is_ok()
+}
+
+/// Where the components are that were checked in.
+pub(crate) fn prebuilt() -> PathBuf {
     tree::root().join("guests/prebuilt")
 }
 
@@ -57,7 +63,10 @@ fn build(toolchain: &Toolchain) -> Result<Vec<PathBuf>> {
         .args(["build", "--release", "--locked", "--lib", "--target", TARGET, "--target-dir"])
         .arg(&target)
         .env("CARGO_ENCODED_RUSTFLAGS", without_places()?);
-    ensure!(command.status().context("can't run cargo")?.success(), "the guests do not build; the compiler's message is above");
+    ensure!(
+        command.status().context("can't run cargo")?.success(),
+        "the guests do not build; the compiler's message is above"
+    );
     let mut built = components(&target.join(TARGET).join("release"))?;
     let members = members(&workspace)?;
     built.retain(|path| path.file_stem().is_some_and(|stem| members.iter().any(|name| stem == name.as_str())));
@@ -70,7 +79,8 @@ fn members(workspace: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(workspace)? {
         let path = entry?.path();
-        if let (true, Some(name)) = (path.join("Cargo.toml").is_file(), path.file_name().and_then(|name| name.to_str())) {
+        if let (true, Some(name)) = (path.join("Cargo.toml").is_file(), path.file_name().and_then(|name| name.to_str()))
+        {
             names.push(name.to_owned());
         }
     }
@@ -139,7 +149,8 @@ fn sum(path: &Path) -> Result<String> {
 /// gives other bytes.
 fn check() -> Result<()> {
     let folder = prebuilt();
-    let sums = fs::read_to_string(folder.join(SUMS)).with_context(|| format!("`{}` has no {SUMS}", folder.display()))?;
+    let sums =
+        fs::read_to_string(folder.join(SUMS)).with_context(|| format!("`{}` has no {SUMS}", folder.display()))?;
     let mut listed = 0;
     for line in sums.lines() {
         let (wanted, name) = line.split_once("  ").with_context(|| format!("{SUMS}: `{line}` is not `SUM  NAME`"))?;

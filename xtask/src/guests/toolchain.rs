@@ -45,7 +45,11 @@ impl fmt::Display for Toolchain {
 /// Finds one: the one that the environment names, the active one, one made before, or with `bootstrap` a new one.
 pub(super) fn find(bootstrap: bool) -> Result<Toolchain> {
     if let Some(named) = std::env::var_os(OVERRIDE) {
-        ensure!(can_build(&named), "{OVERRIDE} names `{}`, which has no standard library for {TARGET}", named.display());
+        ensure!(
+            can_build(&named),
+            "{OVERRIDE} names `{}`, which has no standard library for {TARGET}",
+            named.display()
+        );
         return Ok(Toolchain::At(named.into()));
     }
     let active = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
@@ -59,7 +63,11 @@ pub(super) fn find(bootstrap: bool) -> Result<Toolchain> {
     }
     if bootstrap {
         make(&folder)?;
-        ensure!(can_build(&made.clone().into_os_string()), "the toolchain in `{}` cannot build for {TARGET}", folder.display());
+        ensure!(
+            can_build(&made.clone().into_os_string()),
+            "the toolchain in `{}` cannot build for {TARGET}",
+            folder.display()
+        );
         return Ok(Toolchain::At(made));
     }
     bail!("{}", cure(is_debian()));
