@@ -8,6 +8,7 @@ pub mod metrics;
 pub mod names;
 pub mod raw_headers;
 pub mod sampler;
+pub mod scenario;
 pub mod servers;
 pub mod sink;
 pub mod topics;

@@ -1,1 +1,15 @@
-//! The promises.
+//! The promises that Tidemill makes, each a test with its name, on real servers and through the real binary.
+
+mod promises {
+    mod broken;
+    mod bytes;
+    mod dependency;
+    mod hostile;
+    mod ingest;
+    mod means;
+    mod postgres;
+    mod stored;
+    mod swap;
+    mod takeover;
+    mod weather;
+}

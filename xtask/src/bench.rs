@@ -13,7 +13,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    println!("Building for release; the first time this compiles wasmtime and librdkafka once more: about 8 minutes on two cores.");
+    println!(
+        "Building for release; the first time this compiles wasmtime and librdkafka once more: about 8 minutes on two cores."
+    );
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .current_dir(xtask::tree::root())

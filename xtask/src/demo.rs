@@ -62,7 +62,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 fn build() -> Result<()> {
-    println!("Building the host. The first time this compiles wasmtime and librdkafka: about 8 minutes on two cores; afterwards seconds.");
+    println!(
+        "Building the host. The first time this compiles wasmtime and librdkafka: about 8 minutes on two cores; afterwards seconds."
+    );
     let started = Instant::now();
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(xtask::tree::root()).args(["build", "--quiet", "--package", "tidemill"]);
@@ -108,7 +110,9 @@ fn play(place: &Place, count: u32) -> Result<()> {
             }
             if !swapped && bar.position() > u64::from(count) / 2 {
                 let digest = place.swap_orders()?;
-                bar.println(format!("swapped handlers/orders/orders.wasm for another build ({digest}) while orders keep coming"));
+                bar.println(format!(
+                    "swapped handlers/orders/orders.wasm for another build ({digest}) while orders keep coming"
+                ));
                 swapped = true;
             }
         }

@@ -42,7 +42,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn prebuilt() -> PathBuf {
+/// Whether `cargo xtask guests` would find a toolchain without making one.
+pub(crate) fn has_toolchain() -> bool {
+    toolchain::find(false).is_ok()
+}
+
+/// Where the components are that were checked in.
+pub(crate) fn prebuilt() -> PathBuf {
     tree::root().join("guests/prebuilt")
 }
 

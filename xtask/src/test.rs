@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use xtask::tree;
 
 use self::binaries::Binary;
 use self::tally::Tally;
+use crate::guests;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -60,7 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     });
     run.step("promises, end to end on real Kafka and PostgreSQL", |run| {
         let before = run.tally.passed + run.tally.failed;
-        let guests = guests.clone().unwrap_or_else(prebuilt);
+        let guests = guests.clone().unwrap_or_else(guests::prebuilt);
         eprintln!("with the guests in {}", guests.display());
         for promises in built.iter().filter(|binary| binary.is_promises()) {
             run.binary(promises, &[("TIDEMILL_GUESTS", &guests), ("TIDEMILL_BIN", &binaries::host())])?;
@@ -149,20 +150,14 @@ impl Run {
     }
 }
 
-/// Builds the guests; where there is no toolchain for them, answers the prebuilt ones and says so.
+/// Builds the guests; where there is no toolchain for them and none is to be made, answers the prebuilt ones and says so.
 fn guests_from_source(bootstrap: bool) -> Result<PathBuf> {
+    if !bootstrap && !guests::has_toolchain() {
+        eprintln!("NOT BUILT FROM SOURCE: there is no toolchain; `cargo xtask guests` says how to get one");
+        return Ok(guests::prebuilt());
+    }
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("guests").args(bootstrap.then_some("--bootstrap"));
-    if command.status()?.success() {
-        return Ok(tree::target().join("guests"));
-    }
-    if bootstrap {
-        bail!("the guests could not be built from source");
-    }
-    eprintln!("NOT BUILT FROM SOURCE: the promises run with the prebuilt guests");
-    Ok(prebuilt())
-}
-
-fn prebuilt() -> PathBuf {
-    tree::root().join("guests/prebuilt")
+    let status = command.arg("guests").args(bootstrap.then_some("--bootstrap")).status()?;
+    ensure!(status.success(), "the guests could not be built from source");
+    Ok(tree::target().join("guests"))
 }

@@ -46,11 +46,13 @@ impl Place {
     pub(super) fn new() -> Result<Self> {
         let folder = tree::target().join("demo");
         if folder.exists() {
-            fs::remove_dir_all(&folder).with_context(|| format!("can't clear `{}`; does a demo still run?", folder.display()))?;
+            fs::remove_dir_all(&folder)
+                .with_context(|| format!("can't clear `{}`; does a demo still run?", folder.display()))?;
         }
         fs::create_dir_all(folder.join("handlers"))?;
         fs::write(folder.join("tidemill.toml"), CONFIGURATION)?;
-        let agent = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(30)));
+        let agent =
+            ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(30)));
         let place = Self { folder, http: agent.build().into() };
         place.install("orders")?;
         Ok(place)
@@ -98,7 +100,10 @@ impl Place {
         fs::rename(&half, &target)?;
         let digest = sha256(&bytes);
         wait::until("the swap", Duration::from_secs(20), || {
-            let live = self.handlers()?.iter().any(|handler| handler["revision"].as_str().is_some_and(|live| live.starts_with(&digest)));
+            let live = self
+                .handlers()?
+                .iter()
+                .any(|handler| handler["revision"].as_str().is_some_and(|live| live.starts_with(&digest)));
             Ok(live.then_some(()))
         })?;
         Ok(digest)
@@ -149,7 +154,8 @@ impl Place {
             .current_dir(&self.folder)
             .output()?;
         ensure!(output.status.success(), "`tidemill topic list` failed: {}", String::from_utf8_lossy(&output.stderr));
-        let listed: Value = serde_json::from_slice(&output.stdout).context("`tidemill topic list --json` gave no JSON")?;
+        let listed: Value =
+            serde_json::from_slice(&output.stdout).context("`tidemill topic list --json` gave no JSON")?;
         let record = |topic: &Value| Some((topic["name"].as_str()?.to_owned(), topic["records"].as_u64()?));
         Ok(listed.as_array().into_iter().flatten().filter_map(record).collect())
     }

@@ -1,0 +1,133 @@
+//! What most promises have in common: a topic, a ledger, a sink, a handler that stores, and the judge at the end.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use tempfile::TempDir;
+use xtask::lab::wait;
+
+use crate::checker::{self, Commit, Evidence, Faults, Stored, Summary};
+use crate::client::{Load, Report};
+use crate::host::{Handler, Host, Setup};
+use crate::ledger::{Ledger, Place};
+use crate::sampler::Sampler;
+use crate::sink::Sink;
+use crate::{names, servers, topics};
+
+/// One topic that one handler stores from.
+pub struct Scenario {
+    /// `bootstrap.servers`.
+    pub bootstrap: String,
+    /// The topic; its dead letters go to the same with `.dlq` behind.
+    pub topic: String,
+    /// The name of the handler and its group.
+    pub handler: String,
+    /// Where it stores.
+    pub sink: Sink,
+    /// What was sent.
+    pub ledger: Arc<Ledger>,
+    /// Holds the ledger's file.
+    _folder: TempDir,
+}
+
+impl Scenario {
+    /// On the shared servers.
+    pub fn new(partitions: i32) -> Result<Scenario> {
+        Scenario::with(&servers::kafka(), partitions, Sink::new())
+    }
+
+    /// With a sink that takes this long for each record.
+    pub fn slow(partitions: i32, delay: Duration) -> Result<Scenario> {
+        Scenario::with(&servers::kafka(), partitions, Sink::new().slow(delay))
+    }
+
+    /// On servers of the test's own.
+    pub fn with(bootstrap: &str, partitions: i32, sink: Sink) -> Result<Scenario> {
+        let topic = names::unique("records");
+        topics::create(bootstrap, &topic, partitions)?;
+        topics::create(bootstrap, &dead_letters(&topic), 1)?;
+        let folder = tempfile::Builder::new().prefix("tidemill-ledger-").tempdir()?;
+        let ledger = Arc::new(Ledger::new(folder.path())?);
+        let (bootstrap, handler) = (bootstrap.to_owned(), names::unique("store"));
+        Ok(Scenario { bootstrap, topic, handler, sink, ledger, _folder: folder })
+    }
+
+    /// The handler that stores, with more of its manifest.
+    pub fn handler(&self, manifest: &str) -> Handler {
+        let manifest = format!("topics = [\"{}\"]\n{manifest}\n[grants]\nsql = [\"main\"]\n", self.topic);
+        Handler::new(&self.handler, "store", &manifest).migration(&self.sink.migration())
+    }
+
+    /// A host with ingest of the topic and the database, and no handler yet.
+    pub fn setup(&self) -> Setup {
+        Setup::on_kafka(&self.bootstrap, &[&self.topic]).database(self.sink.url())
+    }
+
+    /// Sends a load through a host's ingest.
+    pub fn send(&self, host: &Host, load: &Load) -> Result<Report> {
+        load.send(&host.ingest()?, &self.topic, &self.ledger)
+    }
+
+    /// Begins to watch the handler's commits; dead letters count as settled.
+    pub fn watch_commits(&self) -> Result<Sampler> {
+        let (sink, bootstrap, letters) = (self.sink.clone(), self.bootstrap.clone(), dead_letters(&self.topic));
+        let mut dead: BTreeSet<Place> = BTreeSet::new();
+        Sampler::start(&self.bootstrap, &self.handler, &self.topic, move |partition, offset| {
+            let stored = sink.count_below(partition, offset)?;
+            if stored < offset {
+                let read = topics::read(&bootstrap, &letters)?;
+                dead.extend(read.iter().map(|letter| Ok(letter.as_dead_letter()?.place)).collect::<Result<Vec<_>>>()?);
+            }
+            let dead = dead.iter().filter(|place| place.partition == partition && place.offset < offset).count();
+            Ok(stored + i64::try_from(dead)?)
+        })
+    }
+
+    /// Waits until the group has committed every record of the topic.
+    pub fn wait_until_committed(&self, deadline: Duration) -> Result<()> {
+        self.wait_until_group_committed(&self.handler, deadline)
+    }
+
+    /// Waits until this group has committed every record of the topic.
+    pub fn wait_until_group_committed(&self, group: &str, deadline: Duration) -> Result<()> {
+        let group = topics::Group::new(&self.bootstrap, group, &self.topic)?;
+        wait::until("all records to be committed", deadline, || {
+            let ends = topics::ends(&self.bootstrap, &self.topic)?;
+            let committed = group.committed()?;
+            let is_at_end = |(end, offset): (&i64, &Option<i64>)| offset.unwrap_or(0) == *end;
+            Ok(ends.iter().zip(&committed).all(is_at_end).then_some(()))
+        })
+    }
+
+    /// Waits until this many different records are stored.
+    pub fn wait_until_stored(&self, records: usize, deadline: Duration) -> Result<()> {
+        let what = format!("{records} records to be stored");
+        wait::until(&what, deadline, || Ok((self.sink.count()? >= records).then_some(())))
+    }
+
+    /// The dead letters, each as the record that it stands for.
+    pub fn dead(&self) -> Result<Vec<Stored>> {
+        topics::read(&self.bootstrap, &dead_letters(&self.topic))?.iter().map(topics::Kept::as_dead_letter).collect()
+    }
+
+    /// Everything for the judge.
+    pub fn evidence(&self, commits: Vec<Commit>) -> Result<Evidence> {
+        Ok(Evidence { sent: self.ledger.fates(), stored: self.sink.stored()?, dead: self.dead()?, commits })
+    }
+
+    /// Asks the judge, and says what it counted.
+    pub fn judge(&self, commits: Vec<Commit>, repeats_max: usize) -> Result<Result<Summary, Faults>> {
+        let verdict = checker::check(&self.evidence(commits)?, repeats_max);
+        if let Ok(summary) = &verdict {
+            eprintln!("{summary:?}, at most {repeats_max} repeats allowed");
+        }
+        Ok(verdict)
+    }
+}
+
+/// The default name of a topic's dead-letter topic.
+pub fn dead_letters(topic: &str) -> String {
+    format!("{topic}.dlq")
+}

@@ -1,0 +1,89 @@
+//! The judge judged: a host that is broken on purpose is caught, each time by the fault that it has.
+//!
+//! `TIDEMILL_FAULT` is heard only by a binary with the feature `fault-injection`, which no release has.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tests::checker::{Fault, Faults};
+use tests::client::Load;
+use tests::host::Host;
+use tests::scenario::Scenario;
+use tests::servers;
+use xtask::lab::wait;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+const MANIFEST: &str = "\
+drain_deadline = \"1s\"
+[batch]
+records_max = 20
+[buffer]
+records_max = 100
+[consumer_properties]
+\"session.timeout.ms\" = \"6000\"
+\"heartbeat.interval.ms\" = \"1000\"";
+
+#[test]
+fn a_host_that_commits_before_success_is_caught() -> Result<()> {
+    let _machine = servers::in_company();
+    let scenario = Scenario::slow(2, Duration::from_millis(5))?;
+    let setup = scenario.setup().handler(scenario.handler(MANIFEST));
+    let commits = scenario.watch_commits()?;
+    let mut broken = setup.clone().fault("commit-before-success").start()?;
+    scenario.send(&broken, &Load::batches("load", 2_000))?;
+    scenario.wait_until_stored(200, DEADLINE)?;
+    broken.kill()?;
+    let _next = setup.start()?;
+    scenario.wait_until_committed(DEADLINE)?;
+    let faults = caught(&scenario, commits.stop()?, 2_000)?;
+    assert!(faults.any(|fault| matches!(fault, Fault::CommitAhead { .. })), "{faults}");
+    assert!(faults.any(|fault| matches!(fault, Fault::Lost(_))), "{faults}");
+    Ok(())
+}
+
+#[test]
+fn a_host_that_ignores_the_assignment_epoch_is_caught() -> Result<()> {
+    let _machine = servers::in_company();
+    // A call of 20 records takes two seconds, longer than the drain deadline: when the second host takes its share of the
+    // partitions over, calls of the first one are still under way, and what they say then is of an older assignment.
+    let scenario = Scenario::slow(4, Duration::from_millis(100))?;
+    let setup = scenario.setup().handler(scenario.handler(MANIFEST));
+    let commits = scenario.watch_commits()?;
+    let broken = setup.clone().fault("ignore-epoch").start()?;
+    scenario.send(&broken, &Load::batches("load", 1_000))?;
+    scenario.wait_until_stored(40, DEADLINE)?;
+    for _ in 0..3 {
+        let other = setup.clone().fault("ignore-epoch").start()?;
+        wait::until("the other host to receive", DEADLINE, || Ok((received(&other)? > 0.0).then_some(())))?;
+    }
+    drop(broken);
+    let faults = caught(&scenario, commits.stop()?, 1_000)?;
+    let is_it = |fault: &Fault| matches!(fault, Fault::CommitFell { .. } | Fault::CommitAhead { .. });
+    assert!(faults.any(is_it), "{faults}");
+    Ok(())
+}
+
+#[test]
+fn a_host_that_drops_records_when_it_is_full_is_caught() -> Result<()> {
+    let _machine = servers::in_company();
+    let scenario = Scenario::slow(2, Duration::from_millis(2))?;
+    let setup = scenario.setup().handler(scenario.handler(MANIFEST));
+    let commits = scenario.watch_commits()?;
+    let broken = setup.fault("drop-on-full").start()?;
+    scenario.send(&broken, &Load::batches("load", 2_000))?;
+    scenario.wait_until_committed(DEADLINE)?;
+    let faults = caught(&scenario, commits.stop()?, 0)?;
+    assert!(faults.any(|fault| matches!(fault, Fault::Lost(_))), "{faults}");
+    Ok(())
+}
+
+fn received(host: &Host) -> Result<f64> {
+    Ok(host.metrics()?.sum("tidemill_receive_records_total", &[]))
+}
+
+fn caught(scenario: &Scenario, commits: Vec<tests::checker::Commit>, repeats_max: usize) -> Result<Faults> {
+    match scenario.judge(commits, repeats_max)? {
+        Ok(summary) => anyhow::bail!("the host was broken and the judge saw nothing: {summary:?}"),
+        Err(faults) => Ok(faults),
+    }
+}
