@@ -1,6 +1,7 @@
 //! Guests that keep to the contract and guests that break it.
 
 mod odd;
+mod sdk;
 
 use std::collections::BTreeMap;
 use std::path::Path;
