@@ -5,6 +5,7 @@
 
 #[doc(hidden)]
 pub mod contract;
+pub mod embedded;
 pub mod kafka;
 
 use std::collections::BTreeMap;
