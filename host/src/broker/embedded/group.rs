@@ -80,7 +80,7 @@ impl Group {
 
     /// Takes a member in; `wake` tells it to ask for its next event.
     pub(super) fn join(&mut self, member: MemberId, topics: BTreeSet<Arc<str>>, wake: Arc<Notify>) {
-        self.members.insert(member, Member { topics, wake, lost: BTreeMap::new() });
+        self.members.insert(member, Member { topics, wake, lost: BTreeMap::new(), greeted: false });
     }
 
     /// Takes a member out with all that it holds.
