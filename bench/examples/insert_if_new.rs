@@ -8,7 +8,7 @@ use std::{env, path::Path, time::Instant};
 use tidemill::{
     config::units::SecretRef,
     store::{
-        Connection, Sql, SqlError, Statements, Value,
+        Connection, Sql, SqlError, Value,
         postgres::{self, Postgres},
         sqlite::{self, Sqlite, Synchronous},
     },
