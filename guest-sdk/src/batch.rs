@@ -103,3 +103,66 @@ fn concerns_all(error: &Error) -> bool {
         Error::DeadLetter(_) => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Host, record};
+    use crate::{Order, dead_letter, retry, sql};
+
+    #[test]
+    fn records_that_are_not_ended_are_handled() {
+        fn handle(batch: &mut Batch) {
+            batch.end(1, Error::dead_letter("bad", ""));
+            batch.emit(1, Output::bytes("out", "dropped"));
+            batch.emit(2, Output::bytes("out", "kept"));
+        }
+        let outcomes = Host::new().call(handle, [record("0"), record("1"), record("2")]);
+        assert_eq!(outcomes[0], Outcome::Ack(vec![]));
+        assert_eq!(outcomes[1].reason().map(|reason| reason.code.as_str()), Some("bad"));
+        assert_eq!(outcomes[2], Outcome::Ack(vec![Output::bytes("out", "kept")]));
+    }
+
+    #[test]
+    fn what_follows_a_retry_in_its_lane_is_untouched() {
+        fn handle(batch: &mut Batch) {
+            batch.end(0, Error::retry("later", ""));
+        }
+        let records = ["a", "b", "a"].map(|key| record("").with_key(key));
+        let outcomes = Host::new().order(Order::Key).call(handle, records);
+        assert_eq!(outcomes.iter().map(Outcome::settles).collect::<Vec<_>>(), [false, true, false]);
+        assert_eq!(outcomes[2], Outcome::Untouched);
+    }
+
+    #[test]
+    fn a_dependency_that_is_away_makes_all_wait() {
+        fn handle(_: &mut Batch) -> Result<(), sql::Error> {
+            sql::open("main").map(|_| ())
+        }
+        let host = Host::new().sql("main", &[]);
+        host.set_down("main", true);
+        let outcomes = host.call(handle, ["a", "b"].map(|key| record("").with_key(key)));
+        for outcome in outcomes {
+            assert!(matches!(outcome, Outcome::Retry(request) if request.unavailable));
+        }
+    }
+
+    #[test]
+    fn another_error_fails_the_call_until_its_record_is_alone() {
+        fn handle(batch: &mut Batch) -> Result<()> {
+            match batch.records().iter().find_map(|record| record.value.as_deref()) {
+                Some(b"later") => retry("later", "as told"),
+                _ => dead_letter("bad", "as told"),
+            }
+        }
+        let host = Host::new();
+        let codes = |values: &[&str]| {
+            let records: Vec<_> = values.iter().map(|value| record(*value)).collect();
+            host.try_call(handle, records).map_err(|reason| reason.code)
+        };
+        assert_eq!(codes(&["bad", "bad"]), Err("bad".to_owned()));
+        assert_eq!(codes(&["later", "bad"]), Err("later".to_owned()));
+        assert!(matches!(codes(&["bad"]).as_deref(), Ok([Outcome::DeadLetter(_)])));
+        assert!(matches!(codes(&["later"]).as_deref(), Ok([Outcome::Retry(_)])));
+    }
+}

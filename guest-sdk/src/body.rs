@@ -72,6 +72,51 @@ impl<T: FromRecord> FromRecord for Option<T> {
 fn present(record: &Record) -> Result<&[u8]> {
     match &record.value {
         Some(value) => Ok(value),
-        None => Err(Error::dead_letter("value-missing", "the record has no value; take an `Option` if tombstones are expected")),
+        None => Err(Error::dead_letter(
+            "value-missing",
+            "the record has no value; take an `Option` if tombstones are expected",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{record, tombstone};
+
+    #[test]
+    fn what_is_not_the_json_is_a_dead_letter_that_says_where() {
+        check::<Json<[u8; 1]>>(
+            &record("["),
+            "invalid-json: value is not the expected JSON: EOF while parsing a list at line 1 column 1",
+        );
+        check::<Json<u8>>(
+            &record("300"),
+            "invalid-json: value is not the expected JSON: invalid value: integer `300`, expected u8 at line 1 column 3",
+        );
+        check::<String>(
+            &record([0xff]),
+            "invalid-utf8: value is not text: invalid utf-8 sequence of 1 bytes from index 0",
+        );
+    }
+
+    #[test]
+    fn a_missing_value_is_a_dead_letter_unless_it_may_be_missing() {
+        check::<Vec<u8>>(
+            &tombstone(),
+            "value-missing: the record has no value; take an `Option` if tombstones are expected",
+        );
+        assert_eq!(Option::<Json<u8>>::from_record(&tombstone()), Ok(None));
+        assert_eq!(Option::<Json<u8>>::from_record(&record("7")), Ok(Some(Json(7))));
+        assert_eq!(Vec::from_record(&record("")), Ok(vec![]), "an empty value is a value");
+    }
+
+    #[track_caller]
+    fn check<T: FromRecord>(record: &Record, expected: &str) {
+        match T::from_record(record) {
+            Err(Error::DeadLetter(reason)) => assert_eq!(format!("{}: {}", reason.code, reason.detail), expected),
+            Err(other) => panic!("ended as {other:?}"),
+            Ok(_) => panic!("was taken"),
+        }
     }
 }

@@ -136,3 +136,78 @@ impl<E: std::error::Error + 'static> From<E> for Refusal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sql::DbError;
+
+    #[test]
+    fn a_dependency_that_is_away_means_later_and_blames_nobody() {
+        check(kv::Error::Unavailable("refused".to_owned()), "later, nobody's fault: kv-unavailable");
+        check(sql::Error::Unavailable("refused".to_owned()), "later, nobody's fault: sql-unavailable");
+        check(sql::Error::Transient(db(Some("40001"), None)), "later, nobody's fault: sql-transient");
+        check(sql::Error::OutcomeUnknown(db(None, None)), "later, nobody's fault: sql-outcome-unknown");
+        check(producer::Error::OutcomeUnknown("time".to_owned()), "later, nobody's fault: producer-outcome-unknown");
+    }
+
+    #[test]
+    fn bad_data_is_a_dead_letter() {
+        check(sql::Error::Rejected(db(Some("23505"), None)), "never: sql-rejected");
+        check(sql::Error::Rejected(db(None, Some("orders.id"))), "never: sql-rejected");
+        check(sql::Error::BadParameter("$3".to_owned()), "never: sql-bad-parameter");
+        check("x".parse::<u8>().expect_err("no number"), "never: handler-error");
+    }
+
+    #[test]
+    fn what_the_operator_can_mend_is_tried_again() {
+        check(sql::Error::Rejected(db(Some("42P01"), None)), "later: sql-rejected");
+        check(sql::Error::AccessDenied("main".to_owned()), "later: sql-access-denied");
+        check(kv::Error::NoSuchStore("seen".to_owned()), "later: kv-no-such-store");
+    }
+
+    #[test]
+    fn an_error_of_a_capability_keeps_its_meaning_when_wrapped() {
+        #[derive(Debug)]
+        struct Mine(kv::Error);
+        impl Display for Mine {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("mine")
+            }
+        }
+        impl std::error::Error for Mine {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                Some(&self.0)
+            }
+        }
+        check(Mine(kv::Error::Unavailable("refused".to_owned())), "later, nobody's fault: kv-unavailable");
+    }
+
+    #[test]
+    fn a_delay_is_for_retries_only() {
+        let Error::Retry(request) = Error::retry("later", "").after(Duration::from_secs(2)) else {
+            panic!("is a retry")
+        };
+        assert_eq!(request.after_ms, Some(2000));
+        assert_eq!(Error::Skip.after(Duration::from_secs(2)), Error::Skip);
+    }
+
+    fn db(sqlstate: Option<&str>, constraint: Option<&str>) -> DbError {
+        DbError {
+            sqlstate: sqlstate.map(str::to_owned),
+            message: "no".to_owned(),
+            constraint: constraint.map(str::to_owned),
+        }
+    }
+
+    #[track_caller]
+    fn check(error: impl Into<Error>, expected: &str) {
+        let told = match error.into() {
+            Error::Skip => "skip".to_owned(),
+            Error::DeadLetter(reason) => format!("never: {}", reason.code),
+            Error::Retry(request) if request.unavailable => format!("later, nobody's fault: {}", request.reason.code),
+            Error::Retry(request) => format!("later: {}", request.reason.code),
+        };
+        assert_eq!(told, expected);
+    }
+}

@@ -31,7 +31,9 @@ impl Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::NoSuchStore(name) => write!(f, "there is no kv bucket `{name}`"),
-            Error::AccessDenied(name) => write!(f, "kv bucket `{name}` is not granted; add it to `kv` under `[grants]`"),
+            Error::AccessDenied(name) => {
+                write!(f, "kv bucket `{name}` is not granted; add it to `kv` under `[grants]`")
+            }
             Error::TooLarge(size) => write!(f, "{size} bytes are more than the kv store takes"),
             Error::Unavailable(detail) => write!(f, "the kv store is unavailable: {detail}"),
             Error::NotJson(detail) => write!(f, "the stored value is not the expected JSON: {detail}"),

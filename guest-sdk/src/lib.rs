@@ -60,5 +60,6 @@ pub use handler::{Ending, Handler};
 pub use tidemill_guest_macros::handler;
 
 pub use bindings::tidemill::guest::types::{
-    Guarantee, Header, Order, Outcome, Outgoing as Output, Reason, RetryRequest, Setup, SourceRecord as Record, Timestamp,
+    Guarantee, Header, Order, Outcome, Outgoing as Output, Reason, RetryRequest, Setup, SourceRecord as Record,
+    Timestamp,
 };

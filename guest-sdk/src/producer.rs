@@ -13,8 +13,12 @@ pub fn send(records: &[Output]) -> Result<Vec<Position>, Error> {
 /// What the error means for the record if the author does not say otherwise.
 pub(crate) fn ending(error: &Error) -> Ending {
     match error {
-        Error::AccessDenied(topic) => Ending::retry("producer-access-denied", format!("topic `{topic}` is not granted")),
-        Error::TooLarge(size) => Ending::dead_letter("producer-too-large", format!("{size} bytes are more than may be sent")),
+        Error::AccessDenied(topic) => {
+            Ending::retry("producer-access-denied", format!("topic `{topic}` is not granted"))
+        }
+        Error::TooLarge(size) => {
+            Ending::dead_letter("producer-too-large", format!("{size} bytes are more than may be sent"))
+        }
         Error::OutcomeUnknown(detail) => Ending::unavailable("producer-outcome-unknown", detail),
         Error::Unavailable(detail) => Ending::unavailable("producer-unavailable", detail),
     }

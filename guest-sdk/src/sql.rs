@@ -96,9 +96,10 @@ impl Transaction {
 /// Only what the record's own data caused is a dead letter; a missing table or grant is the operator's move.
 pub(crate) fn ending(error: &Error) -> Ending {
     match error {
-        Error::AccessDenied(name) => {
-            Ending::retry("sql-access-denied", format!("database `{name}` is not granted; add it to `sql` under `[grants]`"))
-        }
+        Error::AccessDenied(name) => Ending::retry(
+            "sql-access-denied",
+            format!("database `{name}` is not granted; add it to `sql` under `[grants]`"),
+        ),
         Error::NoSuchDatabase(name) => Ending::retry("sql-no-such-database", format!("there is no database `{name}`")),
         Error::BadParameter(detail) => Ending::dead_letter("sql-bad-parameter", detail),
         Error::Transient(error) => Ending::unavailable("sql-transient", text(error)),
@@ -106,7 +107,9 @@ pub(crate) fn ending(error: &Error) -> Ending {
         Error::Rejected(error) => Ending::retry("sql-rejected", text(error)),
         Error::OutcomeUnknown(error) => Ending::unavailable("sql-outcome-unknown", text(error)),
         Error::Unavailable(detail) => Ending::unavailable("sql-unavailable", detail),
-        Error::TransactionAborted => Ending::retry("sql-transaction-aborted", "a statement before this one ended the transaction"),
+        Error::TransactionAborted => {
+            Ending::retry("sql-transaction-aborted", "a statement before this one ended the transaction")
+        }
     }
 }
 

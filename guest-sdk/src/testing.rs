@@ -195,7 +195,15 @@ pub fn json(value: &(impl Serialize + ?Sized)) -> Record {
 
 /// A record without a value.
 pub fn tombstone() -> Record {
-    Record { id: String::new(), offset: 0, timestamp: Timestamp::None, key: None, value: None, headers: Vec::new(), attempt: 1 }
+    Record {
+        id: String::new(),
+        offset: 0,
+        timestamp: Timestamp::None,
+        key: None,
+        value: None,
+        headers: Vec::new(),
+        attempt: 1,
+    }
 }
 
 impl Record {
@@ -223,3 +231,6 @@ impl Record {
         self
     }
 }
+
+#[cfg(test)]
+mod tests;

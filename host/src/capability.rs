@@ -25,8 +25,9 @@ use tidemill_core::record::TopicPartition;
 use tokio::time::{Instant, timeout};
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
 
-pub use self::granted::{Backends, Granted, Ungranted, is_offered};
+pub use self::granted::{Backends, Granted, Ungranted, is_offered, offered};
 pub use self::kv::Bucket;
+pub(crate) use self::log::printable;
 pub use self::sql::{Connection, OwnTransaction, Transaction};
 use crate::attempt::{Effects, Guarantee};
 use crate::guest::bindings::Platform;

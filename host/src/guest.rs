@@ -3,6 +3,15 @@
 //! `guest/` has the sandbox; a closure is enough for tests of the rooms around it.
 
 pub mod bindings;
+mod check;
+mod convert;
+mod engine;
+mod failure;
+mod instance;
+mod limits;
+pub mod live;
+mod output;
+mod revision;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +19,9 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tidemill_core::retry::Class;
 
+pub use self::check::LoadError;
+pub use self::engine::{Engine, EngineError};
+pub use self::limits::Limits;
 use crate::attempt::Attempt;
 use crate::broker::Outgoing;
 pub use crate::capability::Backends;
@@ -73,3 +85,6 @@ pub struct Called {
     /// One outcome for each record, or why there is none.
     pub outcomes: Result<Vec<Outcome>, CallError>,
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,8 @@ use std::{fmt, time::Duration};
 
 use futures_util::future::BoxFuture;
 
+#[doc(hidden)]
+pub mod contract;
 mod limits;
 pub mod memory;
 pub mod migrations;

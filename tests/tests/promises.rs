@@ -7,6 +7,7 @@ mod promises {
     mod hostile;
     mod ingest;
     mod means;
+    mod postgres;
     mod stored;
     mod swap;
     mod takeover;

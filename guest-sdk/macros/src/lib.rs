@@ -38,9 +38,9 @@ impl Parse for Options {
             return Err(syn::Error::new(name.span(), unknown));
         }
         input.parse::<Token![=]>().map_err(|error| syn::Error::new(error.span(), unknown))?;
-        let init = input.parse().map_err(|error| {
-            syn::Error::new(error.span(), "name the function: `#[handler(init = my_function)]`")
-        })?;
+        let init = input
+            .parse()
+            .map_err(|error| syn::Error::new(error.span(), "name the function: `#[handler(init = my_function)]`"))?;
         input.parse::<Option<Token![,]>>()?;
         if !input.is_empty() {
             return Err(input.error(unknown));
@@ -115,5 +115,44 @@ fn export(options: &Options, function: &ItemFn) -> proc_macro2::TokenStream {
             #[cfg(target_family = "wasm")]
             ::tidemill_guest::bindings::export!(Component with_types_in ::tidemill_guest::bindings);
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_a_handler_is_told_with_the_way_out() {
+        check("async fn h(v: Vec<u8>) {}", "a handler is not `async`: remove the word");
+        check("fn h<T>(v: Json<T>) {}", "a handler has no generics: name the type");
+        check("fn h(&self, v: Vec<u8>) {}", "put what it keeps between records into a `static`");
+        check("fn h() {}", "add an argument such as `order: Json<Order>`");
+        check("fn h(a: A, b: B, c: C, d: D) {}", "at most three arguments: `(body, &Record, &mut Context)`");
+    }
+
+    #[test]
+    fn unknown_options_are_told_with_the_known_one() {
+        for options in ["group = x", "7", "init", "init = a, b = c"] {
+            let error = syn::parse_str::<Options>(options).err().map(|error| error.to_string());
+            assert!(
+                error.as_deref().is_some_and(|error| error.contains("`#[handler(init = my_function)]`")),
+                "{options}: {error:?}"
+            );
+        }
+        let error = syn::parse_str::<Options>("init = 7").err().map(|error| error.to_string());
+        assert_eq!(error.as_deref(), Some("name the function: `#[handler(init = my_function)]`"));
+        assert!(syn::parse_str::<Options>("init = module::ready,").is_ok_and(|options| options.init.is_some()));
+    }
+
+    #[track_caller]
+    fn check(function: &str, expected: &str) {
+        let function: ItemFn = syn::parse_str(function).expect("it parses as a function");
+        let error = check_message(&function);
+        assert!(error.contains(expected), "{error}");
+    }
+
+    fn check_message(function: &ItemFn) -> String {
+        super::check(function).expect_err("it is refused").to_string()
     }
 }

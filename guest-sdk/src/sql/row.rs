@@ -42,7 +42,11 @@ impl Display for ColumnError {
         match self {
             ColumnError::NoSuchColumn { column } => write!(f, "the row has no column `{column}`"),
             ColumnError::WrongType { column, type_name, wanted } => {
-                write!(f, "column `{column}` of type `{type_name}` cannot be read as `{wanted}`; use `Option` if it may be null")
+                let type_name = if type_name.is_empty() { "unknown" } else { type_name };
+                write!(
+                    f,
+                    "column `{column}` of type `{type_name}` cannot be read as `{wanted}`; use `Option` if it may be null"
+                )
             }
         }
     }

@@ -1,10 +1,10 @@
 //! The interfaces of `wit/`, in memory: the same names and types as the generated ones. Not for authors.
+#![allow(missing_docs, reason = "wit/ documents them")]
 
 mod keyvalue;
-mod tables;
+pub mod sql;
 
 pub use keyvalue::{atomics, batch, kv_extra, store};
-pub use tables as sql;
 
 /// `wasi:config/store`.
 pub mod config {

@@ -55,5 +55,7 @@ pub(super) fn leave(world: &Rc<World>) {
 /// The world of this thread.
 pub(super) fn current() -> Rc<World> {
     let world = CURRENT.with_borrow(Clone::clone);
-    world.expect("a capability was called without a host; begin the test with `let host = tidemill_guest::testing::Host::new()`")
+    world.expect(
+        "a capability was called without a host; begin the test with `let host = tidemill_guest::testing::Host::new()`",
+    )
 }

@@ -13,7 +13,10 @@ fn handle(batch: &mut Batch) -> Result<()> {
         .map(|record| vec![record.id.to_value(), record.key.to_value(), record.value.to_value()])
         .collect();
     let tx = sql::open("main")?.begin()?;
-    tx.execute_many("INSERT INTO seen (record_id, key, value) VALUES ($1, $2, $3) ON CONFLICT (record_id) DO NOTHING", &rows)?;
+    tx.execute_many(
+        "INSERT INTO seen (record_id, key, value) VALUES ($1, $2, $3) ON CONFLICT (record_id) DO NOTHING",
+        &rows,
+    )?;
     tx.commit()?;
     Ok(())
 }

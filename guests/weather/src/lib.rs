@@ -91,7 +91,9 @@ enum Dirty {
 fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<i64>, D::Error> {
     let Measure(number) = Measure::deserialize(deserializer)?;
     match number {
-        Some(number) if number.fract() != 0.0 => Err(serde::de::Error::custom(format_args!("`{number}` is not a whole number"))),
+        Some(number) if number.fract() != 0.0 => {
+            Err(serde::de::Error::custom(format_args!("`{number}` is not a whole number")))
+        }
         number => Ok(number.map(|number| number as i64)),
     }
 }

@@ -73,6 +73,11 @@ impl<R: Clone> Revisions<R> {
         self.before.iter().rev().map(|kept| kept.digest.as_str())
     }
 
+    /// The revisions to go back to, the nearest first.
+    pub fn before_revisions(&self) -> impl Iterator<Item = &R> {
+        self.before.iter().rev().map(|kept| &kept.revision)
+    }
+
     /// The digest that was rolled back from.
     pub fn set_aside(&self) -> Option<&str> {
         self.set_aside.as_deref()

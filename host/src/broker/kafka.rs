@@ -8,6 +8,7 @@ use super::{Admin, Broker, BrokerError, Producer, Subscription};
 mod admin;
 mod config;
 mod consumer;
+mod ends;
 mod errors;
 mod ffi;
 mod listener;

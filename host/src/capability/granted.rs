@@ -30,6 +30,11 @@ pub fn is_offered(import: &str) -> bool {
     OFFERED.iter().any(|(name, _)| *name == import)
 }
 
+/// The interfaces of the contract that a component may import.
+pub fn offered() -> impl Iterator<Item = &'static str> {
+    OFFERED.iter().map(|(name, _)| *name)
+}
+
 /// Everything that the operator configured and that a manifest can grant.
 #[derive(Clone)]
 pub struct Backends {

@@ -94,7 +94,7 @@ fn enabled(level: Level) -> bool {
 }
 
 /// At most `max` bytes of a text, with what would break a line or a terminal escaped.
-pub(super) fn printable(text: &str, max: usize) -> String {
+pub(crate) fn printable(text: &str, max: usize) -> String {
     let mut out = String::with_capacity(text.len().min(max));
     for char in text.chars() {
         let before = out.len();

@@ -115,10 +115,13 @@ impl Session {
 
     /// Takes the open transaction with this number.
     fn take(&mut self, number: u64) -> Option<Box<dyn store::Transaction>> {
+        if self.begun != number {
+            return None;
+        }
         match std::mem::take(&mut self.held) {
-            Held::Transaction(transaction) if self.begun == number => Some(transaction),
-            other => {
-                self.held = other;
+            Held::Transaction(transaction) => Some(transaction),
+            ended @ (Held::Connection(_) | Held::Nothing) => {
+                self.held = ended;
                 None
             }
         }

@@ -17,6 +17,35 @@ use crate::guest::bindings::wasi::keyvalue::store::HostBucket;
 use crate::guest::bindings::wasi::keyvalue::{atomics, batch, store};
 use crate::guest::bindings::wasi::logging::logging;
 
+impl CapabilityView for View {
+    fn capabilities(&mut self) -> &mut View {
+        self
+    }
+}
+
+#[test]
+fn every_offered_interface_is_linked() {
+    let one_of_each = [
+        ("tidemill:guest/producer@0.1.0", "send"),
+        ("tidemill:guest/kv-extra@0.1.0", "claim"),
+        ("tidemill:guest/secrets@0.1.0", "get"),
+        ("tidemill:guest/sql@0.1.0", "current"),
+        ("wasi:config/store@0.2.0-rc.1", "get"),
+        ("wasi:keyvalue/store@0.2.0-draft", "open"),
+        ("wasi:keyvalue/atomics@0.2.0-draft", "increment"),
+        ("wasi:keyvalue/batch@0.2.0-draft", "get-many"),
+        ("wasi:logging/logging@0.1.0-draft", "log"),
+    ];
+    let mut linker = Linker::<View>::new(&wasmtime::Engine::default());
+    add_to_linker(&mut linker).expect("linked once");
+    for (interface, function) in one_of_each {
+        assert!(is_offered(interface), "{interface}");
+        let mut instance = linker.instance(interface).expect("an interface");
+        let again = instance.func_wrap(function, |_, (): ()| Ok(()));
+        assert!(again.is_err(), "`{interface}` has no `{function}` yet");
+    }
+}
+
 /// What a guest hands to a method: it keeps the handle.
 fn lend<T: 'static>(resource: &Resource<T>) -> Resource<T> {
     Resource::new_borrow(resource.rep())
@@ -56,7 +85,8 @@ async fn what_is_not_granted_is_denied_counted_and_named() {
     let mut view = with(Grants::default(), &Script::default(), &metrics);
     let open = store::Host::open(&mut view, "totals".into()).await.expect("no trap");
     assert!(matches!(open, Err(store::Error::AccessDenied)));
-    let claim = kv_extra::Host::claim(&mut view, "totals".into(), "k".into(), "id".into(), None).await.expect("no trap");
+    let claim =
+        kv_extra::Host::claim(&mut view, "totals".into(), "k".into(), "id".into(), None).await.expect("no trap");
     let Err(kv_extra::Error::AccessDenied(text)) = claim else { panic!("denied, but {claim:?}") };
     assert_eq!(text, "`totals` is not granted; add it to `kv` under `[grants]` in the handler's manifest");
     assert_eq!(secrets::Host::get(&mut view, "token".into()).expect("no trap"), None);
@@ -93,13 +123,21 @@ async fn configuration_and_granted_secrets_are_read() {
 }
 
 fn outgoing(topic: &str) -> producer::Outgoing {
-    producer::Outgoing { topic: topic.into(), partition: None, timestamp_ms: None, key: None, value: None, headers: vec![] }
+    producer::Outgoing {
+        topic: topic.into(),
+        partition: None,
+        timestamp_ms: None,
+        key: None,
+        value: None,
+        headers: vec![],
+    }
 }
 
 #[tokio::test]
 async fn records_are_sent_at_once_to_granted_topics_alone() {
     let script = Script::default();
-    let mut view = with(Grants { produce: ["out".to_owned()].into(), ..Grants::default() }, &script, &Default::default());
+    let mut view =
+        with(Grants { produce: ["out".to_owned()].into(), ..Grants::default() }, &script, &Default::default());
     let sent = producer::Host::send(&mut view, vec![outgoing("out"), outgoing("out")]).await.expect("no trap");
     let positions: Vec<_> = sent.expect("sent").into_iter().map(|at| (at.topic, at.partition, at.offset)).collect();
     assert_eq!(positions, [("out".to_owned(), 0, 0), ("out".to_owned(), 0, 1)]);
@@ -136,7 +174,8 @@ async fn what_the_broker_says_reaches_the_guest_and_the_attempt() {
 #[tokio::test]
 async fn nothing_is_sent_beside_a_transaction() {
     let script = Script::default();
-    let mut view = with(Grants { produce: ["out".to_owned()].into(), ..Grants::default() }, &script, &Default::default());
+    let mut view =
+        with(Grants { produce: ["out".to_owned()].into(), ..Grants::default() }, &script, &Default::default());
     view.begin(TopicPartition::new("in", 0), Guarantee::KafkaTransaction, Instant::now() + Duration::from_secs(5));
     let sent = producer::Host::send(&mut view, vec![outgoing("out")]).await.expect("no trap");
     assert!(matches!(sent, Err(producer::Error::AccessDenied(text)) if text.contains("return them with `ack`")));
@@ -147,12 +186,11 @@ async fn nothing_is_sent_beside_a_transaction() {
 fn a_guest_speaks_in_the_log_with_its_place() {
     let lines = backends::Lines::default();
     let subscriber = tracing_subscriber::fmt().without_time().with_ansi(false).with_writer(lines.clone()).finish();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let _entered = runtime.enter();
     tracing::subscriber::with_default(subscriber, || {
         let mut view = view();
         view.begin(TopicPartition::new("orders", 3), Guarantee::AtLeastOnce, Instant::now());
-        let mut log = |level, message: &str| logging::Host::log(&mut view, level, "ctx".into(), message.into()).expect("no trap");
+        let mut log =
+            |level, message: &str| logging::Host::log(&mut view, level, "ctx".into(), message.into()).expect("no trap");
         log(logging::Level::Debug, "nobody listens");
         log(logging::Level::Info, "first\nsecond");
         log(logging::Level::Critical, "broken");
@@ -166,11 +204,11 @@ fn a_guest_speaks_in_the_log_with_its_place() {
 
 #[test]
 fn a_grant_that_is_not_configured_is_refused_with_the_known_names() {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let _entered = runtime.enter();
     let resolve = |grants: Grants| {
         let configured = backends::configured(&Script::default());
-        Granted::resolve("orders", &grants, &BTreeMap::new(), &configured).map(|_| ()).map_err(|error| error.to_string())
+        Granted::resolve("orders", &grants, &BTreeMap::new(), &configured)
+            .map(|_| ())
+            .map_err(|error| error.to_string())
     };
     let one = |name: &str| [name.to_owned()].into();
     assert_eq!(resolve(Grants { produce: one("any"), kv: one("totals"), ..Grants::default() }), Ok(()));
@@ -190,12 +228,11 @@ fn a_grant_that_is_not_configured_is_refused_with_the_known_names() {
 
 #[test]
 fn an_import_without_a_grant_is_refused_with_the_key_to_add() {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let _entered = runtime.enter();
     let grants = Grants { kv: ["totals".to_owned()].into(), ..Grants::default() };
-    let granted =
-        Granted::resolve("orders", &grants, &BTreeMap::new(), &backends::configured(&Script::default())).expect("resolved");
-    let used = granted.demands(["wasi:io/poll@0.2.6", "wasi:logging/logging@0.1.0-draft", "wasi:keyvalue/store@0.2.0-draft"]);
+    let granted = Granted::resolve("orders", &grants, &BTreeMap::new(), &backends::configured(&Script::default()))
+        .expect("resolved");
+    let used =
+        granted.demands(["wasi:io/poll@0.2.6", "wasi:logging/logging@0.1.0-draft", "wasi:keyvalue/store@0.2.0-draft"]);
     let used: Vec<_> = used.expect("granted").into_iter().collect();
     assert_eq!(used, ["wasi:keyvalue/store@0.2.0-draft", "wasi:logging/logging@0.1.0-draft"]);
     let refused = granted.demands(["tidemill:guest/sql@0.1.0"]).expect_err("nothing granted");

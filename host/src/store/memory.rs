@@ -280,3 +280,21 @@ impl KeyValue for MemoryKeyValue {
         ready(self.take(key, record_id, ttl)).boxed()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::store::contract::key_value::{BYTES_MAX, Clock, Opened, VALUE_BYTES_MAX};
+
+    crate::store_contract!(key_value, open);
+
+    #[expect(clippy::unused_async, reason = "the contract opens every store this way")]
+    async fn open() -> Opened {
+        let clock = Clock::default();
+        let config = Config { bytes_max: Size(BYTES_MAX), value_bytes_max: Size(VALUE_BYTES_MAX) };
+        let store = Arc::new(MemoryKeyValue::with_clock(config, clock.now()));
+        Opened { store, clock, _keep: None }
+    }
+}

@@ -147,3 +147,65 @@ impl Sql for Sqlite {
         Box::pin(migrate::apply(self.pool.config().clone(), migrations))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{
+        Value,
+        contract::sql::{self, Dialect, Opened},
+    };
+
+    crate::store_contract!(sql, open);
+
+    fn config(folder: &tempfile::TempDir) -> Config {
+        Config {
+            connections_max: sql::CONNECTIONS_MAX,
+            connection_wait: Span(sql::CONNECTION_WAIT),
+            statement_timeout: Span(sql::STATEMENT_TIMEOUT),
+            rows_max: sql::ROWS_MAX,
+            bytes_max: Size(sql::BYTES_MAX),
+            ..Config::new(folder.path().join("test.db"))
+        }
+    }
+
+    async fn open() -> Opened<tempfile::TempDir> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let sql = Arc::new(Sqlite::open(config(&folder)).await.expect("a database"));
+        Opened { sql, dialect: Dialect::SQLITE, folder }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_database_is_found_at_once_and_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("test.db"), "x".repeat(5000)).expect("a file");
+        let foreign = Sqlite::open(config(&folder)).await.expect_err("no database");
+        assert!(matches!(&foreign, SqlError::Unavailable(text) if text.contains("test.db")), "{foreign}");
+        let missing = Sqlite::open(Config::new("/nowhere/at/all.db")).await.expect_err("no folder");
+        assert!(matches!(&missing, SqlError::Unavailable(text) if text.contains("/nowhere/at/all.db")), "{missing}");
+    }
+
+    #[tokio::test]
+    async fn another_process_that_writes_is_waited_for_and_then_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = Config { busy_timeout: Span(Duration::from_millis(100)), ..config(&folder) };
+        let sqlite = Sqlite::open(config.clone()).await.expect("a database");
+        let other = rusqlite::Connection::open(&config.file).expect("another process");
+        other.execute_batch("BEGIN IMMEDIATE").expect("it writes");
+        let mut connection = sqlite.connect().await.expect("a connection");
+        let busy = connection.execute("CREATE TABLE t(a)".to_owned(), vec![]).await.expect_err("locked");
+        assert!(matches!(busy, SqlError::Transient(_)), "{busy}");
+        other.execute_batch("COMMIT").expect("it is done");
+        connection.execute("CREATE TABLE t(a)".to_owned(), vec![]).await.expect("free");
+    }
+
+    #[tokio::test]
+    async fn a_cast_of_postgresql_is_answered_with_sqlite_s() {
+        let opened = open().await;
+        let mut connection = opened.sql.connect().await.expect("a connection");
+        let error = connection.query("SELECT $1::text".to_owned(), vec![Value::Int(1)]).await.expect_err("no cast");
+        assert!(error.to_string().contains("CAST($1 AS TEXT)"), "{error}");
+        let error = connection.query("SELECT ?".to_owned(), vec![Value::Int(1)]).await.expect_err("no number");
+        assert!(error.to_string().contains("write `$1`"), "{error}");
+    }
+}

@@ -18,6 +18,7 @@ use tidemill_core::record::{Chunk, Offset};
 use tokio::time::Instant;
 
 use super::config::{Config, refused_by_library};
+use super::ends::ends;
 use super::errors::{self, code_of};
 use super::ffi::{Native, Queue, Topic};
 use super::listener::Listener;
@@ -59,11 +60,13 @@ impl Native for Client {
 impl KafkaAdmin {
     pub(super) fn new(config: &Config) -> Result<Self, BrokerError> {
         let config = config.client()?;
-        let making = AdminClient::from_config_and_context(&config, Listener::new("admin")).map_err(refused_by_library)?;
+        let making =
+            AdminClient::from_config_and_context(&config, Listener::new("admin")).map_err(refused_by_library)?;
         let mut asking = config.clone();
         // Only `read` fetches, and only what it is asked for.
         asking.set("queued.max.messages.kbytes", "1024").set("fetch.queue.backoff.ms", "10");
-        let asking = BaseConsumer::from_config_and_context(&asking, Listener::new("admin")).map_err(refused_by_library)?;
+        let asking =
+            BaseConsumer::from_config_and_context(&asking, Listener::new("admin")).map_err(refused_by_library)?;
         let asking = Asking { client: Arc::new(Client(asking)), config, reading: Mutex::default() };
         Ok(Self { making, asking: Arc::new(asking) })
     }
@@ -195,7 +198,8 @@ impl Asking {
     }
 
     fn ends(&self, topic: &str, partition: i32) -> Result<(Offset, Offset), BrokerError> {
-        self.client.0.fetch_watermarks(topic, partition, DEADLINE).map_err(|error| failed(topic, &error))
+        let found = ends(self.client.0.client(), topic, partition, Instant::now() + DEADLINE);
+        found.map_err(|code| errors::of_topic(code, topic, &code.to_string()))
     }
 
     /// A topic's partitions, each with the given place.

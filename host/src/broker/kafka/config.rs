@@ -146,7 +146,10 @@ impl Config {
             }
         }
         if client.get("bootstrap.servers").or(client.get("metadata.broker.list")).is_none_or(str::is_empty) {
-            return Err(refusal("bootstrap.servers", "is missing; write the brokers as `host:port`, with commas between"));
+            return Err(refusal(
+                "bootstrap.servers",
+                "is missing; write the brokers as `host:port`, with commas between",
+            ));
         }
         for (key, value) in owned {
             client.set(*key, *value);
@@ -279,7 +282,10 @@ mod tests {
     #[test]
     fn what_cannot_work_is_refused_with_the_key_and_the_cure() {
         let cases = [
-            ("", "Kafka property `bootstrap.servers` is missing; write the brokers as `host:port`, with commas between"),
+            (
+                "",
+                "Kafka property `bootstrap.servers` is missing; write the brokers as `host:port`, with commas between",
+            ),
             ("'group.id' = 'x'", "Kafka property `group.id` can't be set; write `group` in the handler"),
             (
                 "'enable.auto.commit' = true",
@@ -299,10 +305,14 @@ mod tests {
             let servers = if line.is_empty() { "" } else { "'bootstrap.servers' = 'a:1'" };
             assert_eq!(refused(&format!("[properties]\n{servers}\n{line}")), expected);
         }
-        assert!(refused("[properties]\n'bootstrap.servers' = 'a:1'\n[consumer]\n'fetch.wait.max.ms' = 'x'")
-            .starts_with("Kafka property `fetch.wait.max.ms` is refused by librdkafka"));
-        assert!(refused("[properties]\n'bootstrap.servers' = 'a:1'\n'partition.assignment.strategy' = 'range'")
-            .contains("can only be `cooperative-sticky`"));
+        assert!(
+            refused("[properties]\n'bootstrap.servers' = 'a:1'\n[consumer]\n'fetch.wait.max.ms' = 'x'")
+                .starts_with("Kafka property `fetch.wait.max.ms` is refused by librdkafka")
+        );
+        assert!(
+            refused("[properties]\n'bootstrap.servers' = 'a:1'\n'partition.assignment.strategy' = 'range'")
+                .contains("can only be `cooperative-sticky`")
+        );
         assert!(toml::from_str::<Config>("[propertys]").is_err());
     }
 

@@ -80,10 +80,13 @@ fn refused(record: &Outgoing, code: Code) -> SendError {
             None => SendError::NoSuchTopic(record.topic.to_string()),
         },
         Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::MessageBatchTooLarge => {
-            let size = record.key.as_ref().map_or(0, |key| key.len()) + record.value.as_ref().map_or(0, |value| value.len());
+            let size =
+                record.key.as_ref().map_or(0, |key| key.len()) + record.value.as_ref().map_or(0, |value| value.len());
             SendError::TooLarge(format!("{size} bytes of key and value; see `message.max.bytes`"))
         }
-        Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed => SendError::Denied(record.topic.to_string()),
+        Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed => {
+            SendError::Denied(record.topic.to_string())
+        }
         code if is_absence(code) => SendError::Unavailable(code.to_string()),
         code => SendError::Rejected(code.to_string()),
     }

@@ -22,7 +22,6 @@ mod produce;
 pub(super) use self::message::Message;
 pub(super) use self::produce::{Batch, Persistence, Report, Topic, produce};
 
-
 /// A living librdkafka client. Queues, topics and messages keep it alive, because the library forbids to outlive it.
 pub(super) trait Native: Send + Sync + 'static {
     /// The client's pointer, valid as long as `self`.
@@ -114,6 +113,11 @@ impl Queue {
         }
     }
 
+    /// What is told, with a permit that stays, when the queue gets its first entry.
+    pub(super) fn wake(&self) -> Arc<Notify> {
+        Arc::clone(&self.wake)
+    }
+
     /// Waits until something came since the queue was last seen empty; may also return without reason. Cancel-safe.
     pub(super) async fn woken(&self) {
         self.wake.notified().await;
@@ -191,9 +195,8 @@ impl Drop for Queue {
 pub(super) fn known_end(client: &dyn Native, topic: &CStr, partition: i32) -> Option<Offset> {
     let (mut low, mut high) = (-1, -1);
     // SAFETY: the client lives; the topic's text is read during the call; the offsets are written.
-    let answer = unsafe {
-        rd::rd_kafka_get_watermark_offsets(client.native(), topic.as_ptr(), partition, &mut low, &mut high)
-    };
+    let answer =
+        unsafe { rd::rd_kafka_get_watermark_offsets(client.native(), topic.as_ptr(), partition, &mut low, &mut high) };
     (Code::from(answer) == Code::NoError && high >= 0).then_some(high)
 }
 
@@ -275,9 +278,8 @@ fn log_level(level: c_int) -> RDKafkaLogLevel {
 pub(super) fn commit(offsets: &rdkafka::TopicPartitionList, answer: &Queue) -> Result<(), Code> {
     let client = answer.client.native();
     // SAFETY: client, list and queue live; the library copies the list.
-    let refused = unsafe {
-        rd::rd_kafka_commit_queue(client, offsets.ptr(), answer.queue.as_ptr(), None, ptr::null_mut())
-    };
+    let refused =
+        unsafe { rd::rd_kafka_commit_queue(client, offsets.ptr(), answer.queue.as_ptr(), None, ptr::null_mut()) };
     let code = Code::from(refused);
     if code == Code::NoError { Ok(()) } else { Err(code) }
 }
@@ -308,4 +310,3 @@ pub(super) fn report_events(config: &NativeClientConfig) {
     // SAFETY: the configuration lives.
     unsafe { rd::rd_kafka_conf_set_events(config.ptr(), events) };
 }
-

@@ -66,7 +66,11 @@ impl KafkaProducer {
 }
 
 impl Producer for KafkaProducer {
-    fn send(&self, records: Vec<Outgoing>, when_full: WhenFull) -> BoxFuture<'static, Vec<Result<Position, SendError>>> {
+    fn send(
+        &self,
+        records: Vec<Outgoing>,
+        when_full: WhenFull,
+    ) -> BoxFuture<'static, Vec<Result<Position, SendError>>> {
         Arc::clone(&self.shared).send(records, when_full).boxed()
     }
 

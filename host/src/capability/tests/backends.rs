@@ -80,7 +80,11 @@ impl Script {
 }
 
 impl Producer for Script {
-    fn send(&self, records: Vec<Outgoing>, when_full: WhenFull) -> BoxFuture<'static, Vec<Result<Position, SendError>>> {
+    fn send(
+        &self,
+        records: Vec<Outgoing>,
+        when_full: WhenFull,
+    ) -> BoxFuture<'static, Vec<Result<Position, SendError>>> {
         assert_eq!(when_full, WhenFull::Wait);
         if self.hangs {
             return pending().boxed();

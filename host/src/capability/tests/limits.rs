@@ -25,7 +25,10 @@ async fn a_store_that_hangs_is_unavailable_before_the_deadline() {
     assert_eq!(text, "the store is unavailable: no answer in 9000 ms, which is what the call had left for it");
     assert_eq!(started.elapsed().as_secs(), 9, "a tenth is left to the guest");
     let effects = view.end().await;
-    assert_eq!(effects.unavailable.as_deref(), Some("`kv`: no answer in 9000 ms, which is what the call had left for it"));
+    assert_eq!(
+        effects.unavailable.as_deref(),
+        Some("`kv`: no answer in 9000 ms, which is what the call had left for it")
+    );
     assert_eq!(view.end().await.unavailable, None, "effects belong to one call");
 }
 

@@ -38,7 +38,12 @@ async fn open(view: &mut View) -> Resource<Connection> {
     sql::Host::open(view, "shop".into()).await.expect("no trap").expect("granted")
 }
 
-async fn execute(view: &mut View, on: &Resource<Connection>, text: &str, params: Vec<Value>) -> Result<u64, sql::Error> {
+async fn execute(
+    view: &mut View,
+    on: &Resource<Connection>,
+    text: &str,
+    params: Vec<Value>,
+) -> Result<u64, sql::Error> {
     HostConnection::execute(view, lend(on), text.into(), params).await.expect("no trap")
 }
 
@@ -59,10 +64,9 @@ impl View {
 
 async fn count(view: &mut View, on: &Resource<Connection>) -> i64 {
     let rows = HostConnection::query(view, lend(on), "SELECT count(*) FROM t".into(), vec![]).await.expect("no trap");
-    match rows.expect("counted").rows[0][0] {
-        Value::Int(count) => count,
-        ref other => panic!("a count, not {other:?}"),
-    }
+    let rows = rows.expect("counted").rows;
+    let Value::Int(count) = rows[0][0] else { panic!("a count, not {rows:?}") };
+    count
 }
 
 #[tokio::test]
@@ -105,7 +109,10 @@ async fn a_connection_is_held_by_its_open_transaction() {
     let own = begin(&mut view, &connection).await;
     for handle in [&connection, &other] {
         let busy = execute(&mut view, handle, "INSERT INTO t VALUES (1)", vec![]).await;
-        assert!(matches!(&busy, Err(sql::Error::Rejected(error)) if error.sqlstate.as_deref() == Some("25001")), "{busy:?}");
+        assert!(
+            matches!(&busy, Err(sql::Error::Rejected(error)) if error.sqlstate.as_deref() == Some("25001")),
+            "{busy:?}"
+        );
         assert!(matches!(view.begin_transaction(handle).await, Err(sql::Error::Rejected(_))));
     }
     HostConnection::drop(&mut view, connection).await.expect("no trap");

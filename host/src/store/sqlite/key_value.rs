@@ -362,3 +362,36 @@ impl KeyValue for SqliteKeyValue {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::contract::key_value::{BYTES_MAX, Clock, Opened, VALUE_BYTES_MAX};
+
+    crate::store_contract!(key_value, open);
+
+    async fn open() -> Opened {
+        let (clock, folder) = (Clock::default(), tempfile::tempdir().expect("a folder"));
+        let config = KeyValueConfig {
+            bytes_max: Size(BYTES_MAX),
+            value_bytes_max: Size(VALUE_BYTES_MAX),
+            ..KeyValueConfig::new(folder.path().join("keys.db"))
+        };
+        let store = SqliteKeyValue::with_clock(config, clock.now()).await.expect("a store");
+        Opened { store: Arc::new(store), clock, _keep: Some(folder) }
+    }
+
+    #[tokio::test]
+    async fn keys_outlive_the_store_and_processes_share_them() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = KeyValueConfig::new(folder.path().join("keys.db"));
+        let (one, other) =
+            (SqliteKeyValue::open(config.clone()).await.expect("one"), SqliteKeyValue::open(config.clone()));
+        let other = other.await.expect("the other");
+        one.set("a".to_owned(), vec![1]).await.expect("set");
+        assert_eq!(other.get("a".to_owned()).await, Ok(Some(vec![1])));
+        drop((one, other));
+        let again = SqliteKeyValue::open(config).await.expect("again");
+        assert_eq!(again.get("a".to_owned()).await, Ok(Some(vec![1])));
+    }
+}

@@ -36,9 +36,8 @@ impl Topic {
     /// Begins to fetch a partition into a queue, without a group. Only one reader a partition and client.
     pub(in super::super) fn consume(&self, partition: i32, from: Offset, into: &Queue) -> Result<(), Code> {
         // SAFETY: topic and queue live, of one client.
-        let refused = unsafe {
-            rd::rd_kafka_consume_start_queue(self.topic.as_ptr(), partition, from, into.queue.as_ptr())
-        };
+        let refused =
+            unsafe { rd::rd_kafka_consume_start_queue(self.topic.as_ptr(), partition, from, into.queue.as_ptr()) };
         // SAFETY: reads this thread's last error.
         if refused == 0 { Ok(()) } else { Err(unsafe { rd::rd_kafka_last_error() }.into()) }
     }
@@ -197,13 +196,18 @@ pub(super) unsafe fn settle(event: *mut rd::rd_kafka_event_t) -> Event {
     // its last report.
     unsafe {
         while let Some(message) = rd::rd_kafka_event_message_next(event).as_ref() {
-                        let persistence = match rd::rd_kafka_message_status(message) {
+            let persistence = match rd::rd_kafka_message_status(message) {
                 rd::rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_NOT_PERSISTED => Persistence::No,
                 rd::rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_POSSIBLY_PERSISTED => Persistence::Possible,
                 rd::rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_PERSISTED => Persistence::Yes,
             };
             let slot = &*message._private.cast::<Slot>().cast_const();
-            slot.keep(Report { code: message.err.into(), persistence, partition: message.partition, offset: message.offset });
+            slot.keep(Report {
+                code: message.err.into(),
+                persistence,
+                partition: message.partition,
+                offset: message.offset,
+            });
             Batch::close(slot.batch.load(Ordering::Relaxed), 1);
             reports += 1;
             stored += usize::from(persistence == Persistence::Yes);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::client::Client as LibraryClient;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::types::{RDKafka, RDKafkaType};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::Unqueued;
 use crate::broker::kafka::config::refused_by_library;
+use crate::broker::kafka::ends::{ends, left};
 use crate::broker::kafka::errors::code_of;
 use crate::broker::kafka::ffi::{self, Event, Native, Queue, Topic};
 use crate::broker::kafka::listener::Listener;
@@ -185,50 +186,40 @@ impl Client {
         let _held = self.topic(topic).ok_or_else(|| SendError::NoSuchTopic(topic.to_string()))?;
         let unknown_until = deadline.min(Instant::now() + NEW_TOPIC_DEADLINE);
         loop {
-            let (leaders, problem) = self.leaders(topic, deadline)?;
-            let give_up = match problem {
-                None => return self.connect(topic, &leaders, deadline),
-                Some(Code::TopicAuthorizationFailed) => return Err(SendError::Denied(topic.to_string())),
-                Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => unknown_until,
-                Some(Code::InvalidTopic) => return Err(SendError::NoSuchTopic(topic.to_string())),
-                Some(_) => deadline,
+            let code = match self.connect(topic, deadline) {
+                Ok(()) => return Ok(()),
+                Err(code) => code,
             };
-            if Instant::now() >= give_up {
-                return Err(match problem {
-                    Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => SendError::NoSuchTopic(topic.to_string()),
-                    problem => self.unavailable(&problem.map_or_else(String::new, |code| code.to_string())),
-                });
+            let (until, error) = match code {
+                Code::UnknownTopicOrPartition | Code::UnknownTopic => {
+                    (unknown_until, SendError::NoSuchTopic(topic.to_string()))
+                }
+                Code::InvalidTopic => return Err(SendError::NoSuchTopic(topic.to_string())),
+                Code::TopicAuthorizationFailed => return Err(SendError::Denied(topic.to_string())),
+                code => (deadline, self.unavailable(&code.to_string())),
+            };
+            if Instant::now() >= until {
+                return Err(error);
             }
             std::thread::sleep(NEW_TOPIC_INTERVAL);
         }
     }
 
-    /// One partition of each leader of a topic, and what stands against sending to it.
-    fn leaders(&self, topic: &str, deadline: Instant) -> Result<(BTreeSet<(i32, i32)>, Option<Code>), SendError> {
-        let metadata = self.library.0.fetch_metadata(Some(topic), left(deadline));
-        let metadata = metadata.map_err(|error| self.unavailable(&error.to_string()))?;
-        let Some(topic) = metadata.topics().first() else { return Ok((BTreeSet::new(), Some(Code::UnknownTopic))) };
-        let mut seen = BTreeSet::new();
-        let mut leaders = BTreeSet::new();
-        let mut problem = topic.error().map(Code::from);
-        for partition in topic.partitions() {
-            if partition.leader() < 0 {
-                problem = problem.or(Some(Code::LeaderNotAvailable));
-            } else if seen.insert(partition.leader()) {
-                leaders.insert((partition.leader(), partition.id()));
-            }
+    /// Asks each leader of a topic something small, so that the connection stands.
+    fn connect(&self, topic: &str, deadline: Instant) -> Result<(), Code> {
+        let metadata = self.library.0.fetch_metadata(Some(topic), left(deadline)).map_err(|error| code_of(&error))?;
+        let found = metadata.topics().first().ok_or(Code::UnknownTopic)?;
+        if let Some(problem) = found.error() {
+            return Err(problem.into());
         }
-        Ok((leaders, problem))
-    }
-
-    /// Asks each leader something small, so that the connection stands.
-    fn connect(&self, topic: &str, leaders: &BTreeSet<(i32, i32)>, deadline: Instant) -> Result<(), SendError> {
-        for (_, partition) in leaders {
-            let answered = self.library.0.fetch_watermarks(topic, *partition, left(deadline));
-            answered.map_err(|error: KafkaError| match code_of(&error) {
-                Code::TopicAuthorizationFailed => SendError::Denied(topic.to_owned()),
-                _ => self.unavailable(&error.to_string()),
-            })?;
+        let mut connected = BTreeSet::new();
+        for partition in found.partitions() {
+            if partition.leader() < 0 {
+                return Err(Code::LeaderNotAvailable);
+            }
+            if connected.insert(partition.leader()) {
+                ends(&self.library.0, topic, partition.id(), deadline)?;
+            }
         }
         Ok(())
     }
@@ -267,7 +258,7 @@ impl Client {
 }
 
 /// Serves a client's events until nobody sends by it, then waits for what is in flight and gives the client back.
-pub(super) fn serve(client: Arc<Client>, replace: impl Fn(&Arc<Client>)) {
+pub(super) fn serve(mut client: Arc<Client>, replace: impl Fn(&Arc<Client>)) {
     let events = Queue::main(Arc::clone(&client.library) as _);
     let mut parting_since = None;
     let mut purged = false;
@@ -280,8 +271,12 @@ pub(super) fn serve(client: Arc<Client>, replace: impl Fn(&Arc<Client>)) {
             continue;
         }
         let since = *parting_since.get_or_insert_with(Instant::now);
-        if client.in_flight() == 0 && Arc::strong_count(&client) == 1 {
-            break;
+        if client.in_flight() == 0 {
+            // Whoever queues just now holds it, too.
+            client = match Arc::try_unwrap(client) {
+                Ok(_last) => return,
+                Err(client) => client,
+            };
         }
         if since.elapsed() > PARTING_DEADLINE && !purged {
             // Each is reported then, as never sent or as unknown.
@@ -314,10 +309,6 @@ fn heed(client: &Arc<Client>, event: &Event, replace: &impl Fn(&Arc<Client>)) {
         client.dead.store(true, Ordering::SeqCst);
         replace(client);
     }
-}
-
-fn left(deadline: Instant) -> Duration {
-    deadline.saturating_duration_since(Instant::now())
 }
 
 fn millis_until(deadline: Instant) -> c_int {

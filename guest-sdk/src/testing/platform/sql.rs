@@ -92,11 +92,8 @@ impl Database {
         self.check_up()?;
         let mut prepared = self.connection.prepare_cached(statement).map_err(of_sqlite)?;
         bind(&mut prepared, params)?;
-        let columns: Vec<Column> = prepared
-            .columns()
-            .iter()
-            .map(|column| Column { name: column.name().to_owned(), type_name: column.decl_type().unwrap_or_default().to_owned() })
-            .collect();
+        let column = |name: &str| Column { name: name.to_owned(), type_name: String::new() };
+        let columns: Vec<Column> = prepared.column_names().into_iter().map(column).collect();
         let mut rows = Vec::new();
         let mut found = prepared.raw_query();
         while let Some(row) = found.next().map_err(of_sqlite)? {

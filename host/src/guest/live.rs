@@ -1,0 +1,149 @@
+//! A handler's guest while records flow: which revision runs, swapping it, and going back.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
+use tidemill_core::revisions::{NoRevisionBefore, Revisions};
+use tokio::time::Instant;
+
+use super::check::{self, LoadError, digest};
+use super::revision::Revision;
+use super::{Backends, Called, Engine, Handler};
+use crate::attempt::Attempt;
+use crate::config::manifest::HandlerSpec;
+use crate::metrics::HandlerMetrics;
+
+/// The guest of one handler. Each call takes the live revision once and stays on it (REV-2).
+#[derive(Debug)]
+pub struct LiveHandler {
+    engine: Arc<Engine>,
+    plan: check::Plan,
+    metrics: Arc<HandlerMetrics>,
+    live: ArcSwap<Revision>,
+    revisions: Mutex<Revisions<Arc<Revision>>>,
+    /// One load at a time.
+    loading: tokio::sync::Mutex<()>,
+}
+
+/// What an operator is shown of a handler's guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// The digest of the live revision.
+    pub digest: Arc<str>,
+    /// What the live revision demands, by the names of its imports.
+    pub imports: Vec<String>,
+    /// Calls that run on the live revision.
+    pub in_flight: usize,
+    /// Instances of the live revision that are kept for the next call.
+    pub idle: usize,
+    /// The revisions to go back to, the nearest first.
+    pub before: Vec<Before>,
+    /// The digest that an operator went back from: that file is not loaded again by itself.
+    pub set_aside: Option<String>,
+}
+
+/// An earlier revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Before {
+    /// Its digest.
+    pub digest: Arc<str>,
+    /// Calls that still run on it.
+    pub in_flight: usize,
+}
+
+impl LiveHandler {
+    /// Checks, compiles and tries out a component, which then is the live revision.
+    pub async fn load(
+        engine: &Arc<Engine>,
+        spec: &HandlerSpec,
+        backends: &Backends,
+        metrics: Arc<HandlerMetrics>,
+        bytes: Vec<u8>,
+    ) -> Result<Self, LoadError> {
+        let plan = check::Plan::new(spec, backends, &metrics)?;
+        let revision = check::load(engine, &plan, bytes).await?;
+        let mut revisions = Revisions::new();
+        revisions.install(revision.digest(), Arc::clone(&revision));
+        metrics.live(revision.digest());
+        Ok(Self {
+            engine: Arc::clone(engine),
+            plan,
+            metrics,
+            live: ArcSwap::new(revision),
+            revisions: Mutex::new(revisions),
+            loading: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// The digest of the live revision.
+    pub fn digest(&self) -> Arc<str> {
+        Arc::clone(self.live.load().digest())
+    }
+
+    /// Whether a file with these bytes should be loaded: it is not live, and nobody went back from it.
+    pub fn wants(&self, bytes: &[u8]) -> bool {
+        self.revisions().wants(&digest(bytes))
+    }
+
+    /// Loads another component and lets it take over: calls in hand end on the revision that they began on. A component
+    /// that can't be taken changes nothing (REV-4).
+    pub async fn swap(&self, bytes: Vec<u8>) -> Result<(), LoadError> {
+        let _loading = self.loading.lock().await;
+        if !self.wants(&bytes) {
+            return Ok(());
+        }
+        let revision = check::load(&self.engine, &self.plan, bytes).await?;
+        self.revisions().install(revision.digest(), Arc::clone(&revision));
+        self.take_over(revision);
+        self.metrics.swaps.inc();
+        Ok(())
+    }
+
+    /// Goes back to the revision before and sets the live one aside. Returns the digest that is live now.
+    pub async fn roll_back(&self) -> Result<Arc<str>, NoRevisionBefore> {
+        let _loading = self.loading.lock().await;
+        let revision = self.revisions().roll_back()?;
+        let digest = Arc::clone(revision.digest());
+        self.take_over(revision);
+        self.metrics.rollbacks.inc();
+        Ok(digest)
+    }
+
+    /// What an operator is shown.
+    pub fn view(&self) -> View {
+        let live = self.live.load();
+        let revisions = self.revisions();
+        let before = revisions.before_revisions();
+        View {
+            digest: Arc::clone(live.digest()),
+            imports: live.imports().to_vec(),
+            in_flight: live.in_flight(),
+            idle: live.idle(),
+            before: before.map(|old| Before { digest: Arc::clone(old.digest()), in_flight: old.in_flight() }).collect(),
+            set_aside: revisions.set_aside().map(str::to_owned),
+        }
+    }
+
+    fn take_over(&self, revision: Arc<Revision>) {
+        revision.recall();
+        self.metrics.live(revision.digest());
+        let old = self.live.swap(revision);
+        old.retire();
+    }
+
+    fn revisions(&self) -> MutexGuard<'_, Revisions<Arc<Revision>>> {
+        self.revisions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Handler for LiveHandler {
+    fn call<'a>(&'a self, attempt: &'a mut Attempt) -> BoxFuture<'a, Called> {
+        Box::pin(async move {
+            let revision = self.live.load_full();
+            let start = Instant::now();
+            let outcomes = revision.call(attempt).await;
+            Called { revision: Arc::clone(revision.digest()), took: start.elapsed(), outcomes }
+        })
+    }
+}

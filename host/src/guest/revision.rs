@@ -1,0 +1,179 @@
+//! One immutable build of a guest with its configuration, and the instances of it.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tidemill_core::retry::Class;
+use tokio::time::Instant;
+
+use super::bindings::PlatformPre;
+use super::engine::Engine;
+use super::instance::{Instance, Setup, StartError, State};
+use super::{CallError, Outcome};
+use crate::attempt::Attempt;
+use crate::config::manifest::Isolation;
+
+/// A revision: what a call runs on from its beginning to its end (REV-1).
+pub(super) struct Revision {
+    engine: Arc<Engine>,
+    guest: PlatformPre<State>,
+    setup: Arc<Setup>,
+    isolation: Isolation,
+    /// What the component demands, by the names of its imports.
+    imports: Vec<String>,
+    /// Started and not in use; the last used is used first. Empty unless instances are used again.
+    idle: Mutex<Vec<Instance>>,
+    /// Whether another revision has taken over: instances are not kept then.
+    retired: AtomicBool,
+    in_flight: AtomicUsize,
+}
+
+impl std::fmt::Debug for Revision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Revision").field("digest", &self.digest()).finish_non_exhaustive()
+    }
+}
+
+/// Counts a call while it runs.
+struct InFlight<'a>(&'a AtomicUsize);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Revision {
+    pub(super) fn new(
+        engine: &Arc<Engine>,
+        guest: PlatformPre<State>,
+        setup: Setup,
+        isolation: Isolation,
+        imports: Vec<String>,
+    ) -> Arc<Self> {
+        let revision = Arc::new(Self {
+            engine: Arc::clone(engine),
+            guest,
+            setup: Arc::new(setup),
+            isolation,
+            imports,
+            idle: Mutex::default(),
+            retired: AtomicBool::new(false),
+            in_flight: AtomicUsize::new(0),
+        });
+        engine.register(&revision);
+        revision
+    }
+
+    /// The digest of the component's bytes.
+    pub(super) fn digest(&self) -> &Arc<str> {
+        &self.setup.revision
+    }
+
+    pub(super) fn imports(&self) -> &[String] {
+        &self.imports
+    }
+
+    /// Calls that run on it now.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Starts an instance only to see whether the guest agrees to run.
+    pub(super) async fn try_out(&self) -> Result<(), StartError> {
+        let deadline = Instant::now() + self.setup.limits.init_deadline;
+        let instance = self.start(deadline).await?;
+        if self.isolation == Isolation::Reuse {
+            self.keep(instance);
+        }
+        Ok(())
+    }
+
+    /// Calls the guest with a batch.
+    pub(super) async fn call(&self, attempt: &mut Attempt) -> Result<Vec<Outcome>, CallError> {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let _in_flight = InFlight(&self.in_flight);
+        let idle = self.idle_instances().pop();
+        let mut instance = match idle {
+            Some(instance) => instance,
+            None => self.start(Instant::now() + attempt.deadline).await.map_err(|error| self.not_started(error))?,
+        };
+        let outcomes = instance.handle(attempt).await?;
+        if self.isolation == Isolation::Reuse {
+            self.keep(instance);
+        }
+        Ok(outcomes)
+    }
+
+    /// Another revision takes over: what is idle goes, and what runs is dropped when it returns.
+    pub(super) fn retire(&self) {
+        self.retired.store(true, Ordering::SeqCst);
+        let idle = std::mem::take(&mut *self.idle_instances());
+        drop(idle);
+    }
+
+    /// It is the live one again.
+    pub(super) fn recall(&self) {
+        self.retired.store(false, Ordering::SeqCst);
+    }
+
+    /// How many instances are idle.
+    pub(super) fn idle(&self) -> usize {
+        self.idle_instances().len()
+    }
+
+    /// Gives the room of one idle instance to another guest: that of the one idle for longest.
+    pub(super) fn drop_an_idle_instance(&self) {
+        let mut idle = self.idle_instances();
+        let oldest = if idle.is_empty() { None } else { Some(idle.remove(0)) };
+        drop(idle);
+        drop(oldest);
+    }
+
+    /// Drops the instances that nobody has used for long.
+    pub(super) fn sweep(&self) {
+        let mut idle = self.idle_instances();
+        let stale: Vec<Instance> = idle.extract_if(.., |instance| instance.is_stale()).collect();
+        drop(idle);
+        drop(stale);
+    }
+
+    async fn start(&self, deadline: Instant) -> Result<Instance, StartError> {
+        let Some(room) = self.engine.room(deadline).await else {
+            let detail = format!("all {} instances of the host are in use", Engine::INSTANCES_MAX);
+            return Err(StartError::Failed(CallError { class: Class::HostShortage, detail }));
+        };
+        Instance::start(&self.guest, &self.setup, room).await
+    }
+
+    /// The guest agreed when it was loaded: that it does not now is not a record's fault.
+    fn not_started(&self, error: StartError) -> CallError {
+        let detail = match error {
+            StartError::Refused(reason) => {
+                format!("a new instance refused in `init`: {}: {}", reason.code, reason.detail)
+            }
+            StartError::Failed(error) if error.class == Class::HostShortage => error.detail,
+            StartError::Failed(error) => format!("a new instance did not start: {error}"),
+        };
+        tracing::warn!(handler = &*self.setup.handler, detail, "no instance for a call; its records wait");
+        CallError { class: Class::HostShortage, detail }
+    }
+
+    fn keep(&self, mut instance: Instance) {
+        if instance.is_spent() {
+            return;
+        }
+        instance.rest();
+        let mut idle = self.idle_instances();
+        // Looked at under the lock: `retire` empties what was kept before, and nothing is kept after.
+        if self.retired.load(Ordering::SeqCst) {
+            drop(idle);
+            return;
+        }
+        idle.push(instance);
+    }
+
+    fn idle_instances(&self) -> MutexGuard<'_, Vec<Instance>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
