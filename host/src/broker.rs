@@ -1,10 +1,11 @@
 //! The seams to a log of records: [`Broker`], [`Consumer`], [`Reader`], [`Producer`] and [`Admin`].
 //!
 //! Nothing here speaks librdkafka's words. Each seam has one contract test (`broker/contract.rs`) that runs against
-//! every implementation: `kafka` (the only files that name rdkafka), `embedded` and `memory`.
+//! every implementation: `kafka` (the only files that name rdkafka) and `embedded`, on disk and in memory.
 
 #[doc(hidden)]
 pub mod contract;
+pub mod embedded;
 pub mod kafka;
 
 use std::collections::BTreeMap;
