@@ -21,9 +21,9 @@ use crate::config::{self, Config, Problem};
 use crate::fleet::{self, Fleet, HandlerError, Roster};
 use crate::guest::{Backends, Engine};
 use crate::metrics::Metrics;
-use crate::store::memory::MemoryKv;
+use crate::store::memory::MemoryKeyValue;
 use crate::store::postgres::Postgres;
-use crate::store::sqlite::{SqliteKv, SqliteSql};
+use crate::store::sqlite::{Sqlite, SqliteKeyValue};
 use crate::store::{KeyValue, Sql};
 use crate::admin::{self, Admin};
 use crate::ingest::Ingest;
@@ -49,7 +49,7 @@ pub async fn run(config: Config, only: Option<Role>, ready_file: Option<PathBuf>
             host(broker, config, only, ready_file).await
         }
         config::Broker::Kafka(kafka) => {
-            let broker = Kafka::new(kafka).map_err(|error| refused(&path, "broker", error))?;
+            let broker = Kafka::new(kafka.clone()).map_err(|error| refused(&path, "broker", error))?;
             host(broker, config, only, ready_file).await
         }
     }
@@ -60,11 +60,11 @@ pub async fn check(config: Config) -> Result<Vec<String>, Failure> {
     let Some(folder) = config.handlers.clone() else { return Ok(Vec::new()) };
     let broker = Embedded::in_memory().map_err(|error| refused(&config.path, "broker", error))?;
     if let config::Broker::Kafka(kafka) = &config.broker {
-        Kafka::new(kafka).map_err(|error| refused(&config.path, "broker", error))?;
+        Kafka::new(kafka.clone()).map_err(|error| refused(&config.path, "broker", error))?;
     }
     let producer = broker.producer(&BTreeMap::new())?;
     let metrics = Metrics::new();
-    let fleet = Fleet::new(folder, parts(broker, producer, &config, &metrics)?, Arc::default());
+    let fleet = Fleet::new(folder, parts(broker, producer, &config, &metrics).await?, Arc::default());
     fleet.check().await.map_err(handlers_refused)
 }
 
@@ -82,7 +82,7 @@ pub fn topic(path: &Path, command: topic_command::Command) -> Result<(), Failure
                 };
                 topic_command::run(&broker.map_err(anyhow::Error::from)?, command).await
             }
-            config::Broker::Kafka(kafka) => topic_command::run(&Kafka::new(kafka)?, command).await,
+            config::Broker::Kafka(kafka) => topic_command::run(&Kafka::new(kafka.clone())?, command).await,
         }
     })?;
     Ok(())
@@ -103,7 +103,7 @@ async fn host<B: Broker>(
     let addresses = doors.addresses();
     let mut fleet = match config.handlers.clone().filter(|_| only != Some(Role::Ingest)) {
         Some(folder) => {
-            let parts = parts(broker, Arc::clone(&producer), &config, &metrics)?;
+            let parts = parts(broker, Arc::clone(&producer), &config, &metrics).await?;
             Some(Fleet::new(folder, parts, roster))
         }
         None => None,
@@ -208,15 +208,15 @@ async fn join(part: &str, task: Option<tokio::task::JoinHandle<()>>) {
     }
 }
 
-fn parts<B: Broker>(
+async fn parts<B: Broker>(
     broker: B,
     producer: Arc<dyn Producer>,
     config: &Config,
     metrics: &Metrics,
 ) -> Result<fleet::Parts<B>, Failure> {
     let backends = Backends {
-        kv: kv_stores(config)?,
-        sql: databases(config)?,
+        kv: kv_stores(config).await?,
+        sql: databases(config).await?,
         secrets: config.secrets.clone(),
         producer: Arc::clone(&producer),
     };
@@ -224,32 +224,36 @@ fn parts<B: Broker>(
     Ok(fleet::Parts { broker, producer, engine, backends, metrics: metrics.clone() })
 }
 
-fn kv_stores(config: &Config) -> Result<BTreeMap<String, Arc<dyn KeyValue>>, Failure> {
+async fn kv_stores(config: &Config) -> Result<BTreeMap<String, Arc<dyn KeyValue>>, Failure> {
     let mut stores: BTreeMap<String, Arc<dyn KeyValue>> = BTreeMap::new();
     for (name, kv) in &config.kv {
         let store: Arc<dyn KeyValue> = match kv {
-            config::Kv::Memory(memory) => Arc::new(MemoryKv::new(memory.clone())),
-            config::Kv::Sqlite(sqlite) => Arc::new(
-                SqliteKv::open(sqlite.from(&config.folder))
-                    .map_err(|error| refused(&config.path, &format!("kv.{name}"), error))?,
-            ),
+            config::Kv::Memory(memory) => Arc::new(MemoryKeyValue::new(memory.clone())),
+            config::Kv::Sqlite(sqlite) => {
+                let mut sqlite = sqlite.clone();
+                sqlite.file = config.folder.join(&sqlite.file);
+                let opened = SqliteKeyValue::open(sqlite).await;
+                Arc::new(opened.map_err(|error| refused(&config.path, &format!("kv.{name}"), error))?)
+            }
         };
         stores.insert(name.clone(), store);
     }
     Ok(stores)
 }
 
-fn databases(config: &Config) -> Result<BTreeMap<String, Arc<dyn Sql>>, Failure> {
+async fn databases(config: &Config) -> Result<BTreeMap<String, Arc<dyn Sql>>, Failure> {
     let mut databases: BTreeMap<String, Arc<dyn Sql>> = BTreeMap::new();
     for (name, sql) in &config.sql {
         let key = format!("sql.{name}");
         let database: Arc<dyn Sql> = match sql {
-            config::Sql::Sqlite(sqlite) => Arc::new(
-                SqliteSql::open(sqlite.from(&config.folder)).map_err(|error| refused(&config.path, &key, error))?,
-            ),
+            config::Sql::Sqlite(sqlite) => {
+                let mut sqlite = sqlite.clone();
+                sqlite.file = config.folder.join(&sqlite.file);
+                Arc::new(Sqlite::open(sqlite).await.map_err(|error| refused(&config.path, &key, error))?)
+            }
             config::Sql::Postgres(postgres) => {
-                let url = postgres.url.read(&config.folder).map_err(|error| refused(&config.path, &format!("{key}.url"), error))?;
-                Arc::new(Postgres::new(&url, postgres).map_err(|error| refused(&config.path, &key, error))?)
+                let opened = Postgres::new(postgres.clone(), &config.folder);
+                Arc::new(opened.map_err(|error| refused(&config.path, &key, error))?)
             }
         };
         databases.insert(name.clone(), database);

@@ -72,7 +72,7 @@ pub enum Kv {
     /// Gone when the host ends.
     Memory(crate::store::memory::Config),
     /// A file.
-    Sqlite(sqlite::Config),
+    Sqlite(sqlite::KeyValueConfig),
 }
 
 #[derive(Deserialize)]
@@ -147,6 +147,13 @@ impl Config {
         let file: File = toml::from_str(&text).map_err(|error| vec![Problem::syntax(path, &text, &error)])?;
         let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut problems = Vec::new();
+        let mut broker = file.broker;
+        if let Broker::Kafka(kafka) = &mut broker {
+            let sections = [("properties", &mut kafka.properties), ("consumer", &mut kafka.consumer), ("producer", &mut kafka.producer)];
+            for (section, properties) in sections {
+                fill_in(path, section, properties, &mut problems);
+            }
+        }
         let mut secrets = BTreeMap::new();
         for (name, reference) in &file.secrets {
             match reference.read_strict(folder) {
@@ -167,7 +174,7 @@ impl Config {
         }
         Ok(Self {
             path: path.to_owned(),
-            broker: file.broker,
+            broker,
             ingest: file.ingest,
             admin: file.admin,
             handlers,
@@ -178,5 +185,18 @@ impl Config {
             shutdown_deadline: file.shutdown_deadline.map_or(Duration::from_secs(30), |span| span.0),
             folder: folder.to_owned(),
         })
+    }
+}
+
+/// Replaces `${NAME}` in the values of librdkafka's properties.
+fn fill_in(path: &Path, section: &str, properties: &mut BTreeMap<String, String>, problems: &mut Vec<Problem>) {
+    for (name, value) in properties {
+        match units::interpolate(value) {
+            Ok(filled) => *value = filled,
+            Err(error) => {
+                let key = format!("broker.{section}.\"{name}\"");
+                problems.push(Problem::invalid(path, &key, format!("can't be read: {error}")));
+            }
+        }
     }
 }

@@ -6,6 +6,7 @@
 
 mod roster;
 mod stamp;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -17,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::roster::{Roster, Running, State};
 use self::stamp::Stamp;
+use self::watch::Watch;
 use crate::broker::{Broker, Producer};
 use crate::config::Problem;
 use crate::config::manifest::{self, HandlerSpec};
 use crate::consumer::Group;
-use crate::guest::folder::Watch;
 use crate::guest::live::LiveHandler;
 use crate::guest::{Backends, Engine, LoadError};
 use crate::metrics::Metrics;

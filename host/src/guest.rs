@@ -2,6 +2,8 @@
 //!
 //! `guest/` has the sandbox; a closure is enough for tests of the rooms around it.
 
+pub mod bindings;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use tidemill_core::retry::Class;
 
 use crate::attempt::Attempt;
 use crate::broker::Outgoing;
+pub use crate::capability::Backends;
 
 /// How the guest says that one record ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,13 +1,21 @@
 //! Tidemill: a WebAssembly consumer host for Kafka.
+//!
+//! Records go through six rooms: receive ([`consumer`] ← [`broker`]), admit (`tidemill-core`), invoke ([`attempt`] → [`guest`]),
+//! host calls ([`capability`] → [`store`], [`broker`]), [`settle`], commit ([`consumer`]). [`app`] builds them from [`config`].
 
+pub mod admin;
+pub mod app;
 pub mod attempt;
 pub mod broker;
-pub mod config {
-    //! Values of configuration files.
-    pub mod units;
-}
+pub mod capability;
+pub mod cli;
+pub mod config;
 pub mod consumer;
+pub mod fleet;
 pub mod guest;
+pub mod http;
+pub mod ingest;
 pub mod metrics;
 pub mod settle;
 pub mod store;
+pub mod telemetry;

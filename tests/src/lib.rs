@@ -1,1 +1,14 @@
-//! Placeholder.
+//! The means by which promises are checked from outside: real servers, the real binary, and a ledger of its own.
+
+pub mod checker;
+pub mod client;
+pub mod host;
+pub mod ledger;
+pub mod metrics;
+pub mod names;
+pub mod raw_headers;
+pub mod sampler;
+pub mod servers;
+pub mod sink;
+pub mod topics;
+pub mod weather;

@@ -1,0 +1,106 @@
+use super::*;
+
+#[test]
+fn all_stored_once_is_well() {
+    let summary = check(&evidence(&[0, 1, 2], &[0, 1, 2]), 0).unwrap();
+    assert_eq!(summary, Summary { acked: 3, stored: 3, dead: 0, repeated: 0 });
+}
+
+#[test]
+fn an_accepted_record_that_no_sink_has_is_lost() {
+    faulty(evidence(&[0, 1, 2], &[0, 2]), |fault| matches!(fault, Fault::Lost(body) if body.seq == 1));
+}
+
+#[test]
+fn a_dead_letter_is_not_lost() {
+    let mut evidence = evidence(&[0, 1, 2], &[0, 2]);
+    evidence.dead.push(stored(1));
+    assert_eq!(check(&evidence, 0).unwrap().dead, 1);
+}
+
+#[test]
+fn a_record_that_nobody_sent_is_invented() {
+    faulty(evidence(&[0, 1], &[0, 1, 2]), |fault| matches!(fault, Fault::Invented(place) if place.offset == 2));
+}
+
+#[test]
+fn a_record_that_was_refused_is_invented() {
+    let mut evidence = evidence(&[0, 1], &[0, 1]);
+    evidence.sent.insert(Body::new("p", "k", 1), Fate::Failed);
+    faulty(evidence, |fault| matches!(fault, Fault::Invented(place) if place.offset == 1));
+}
+
+#[test]
+fn a_record_whose_sending_is_unknown_may_be_there_or_not() {
+    let mut evidence = evidence(&[0, 1, 2], &[0, 1]);
+    evidence.sent.insert(Body::new("p", "k", 1), Fate::Unknown);
+    evidence.sent.insert(Body::new("p", "k", 2), Fate::Unknown);
+    assert_eq!(check(&evidence, 0).unwrap().acked, 1);
+}
+
+#[test]
+fn another_place_than_the_answer_said_is_misplaced() {
+    let mut evidence = evidence(&[0], &[0]);
+    evidence.stored[0].place.offset = 5;
+    faulty(evidence, |fault| matches!(fault, Fault::Misplaced(_)));
+}
+
+#[test]
+fn another_key_is_misplaced() {
+    let mut evidence = evidence(&[0], &[0]);
+    evidence.stored[0].key = None;
+    faulty(evidence, |fault| matches!(fault, Fault::Misplaced(_)));
+}
+
+#[test]
+fn repeats_are_counted_against_their_bound() {
+    let twice = evidence(&[0, 1], &[0, 1, 0, 1]);
+    assert_eq!(check(&twice, 2).unwrap().repeated, 2);
+    faulty_within(twice, 1, |fault| matches!(fault, Fault::Repeated { count: 2, bound: 1 }));
+}
+
+#[test]
+fn a_repeat_is_not_out_of_order_but_an_overtaking_is() {
+    check(&evidence(&[0, 1, 2], &[0, 1, 0, 1, 2]), 2).unwrap();
+    faulty(evidence(&[0, 1], &[1, 0]), |fault| matches!(fault, Fault::OutOfOrder(place) if place.offset == 0));
+}
+
+#[test]
+fn a_commit_that_falls_or_runs_ahead_is_seen() {
+    let mut fell = evidence(&[0, 1], &[0, 1]);
+    fell.commits = vec![commit(2, 0), commit(1, 0)];
+    faulty(fell, |fault| matches!(fault, Fault::CommitFell { from: 2, to: 1, .. }));
+    let mut ahead = evidence(&[0, 1], &[0, 1]);
+    ahead.commits = vec![commit(1, 0), commit(2, 1)];
+    faulty(ahead, |fault| matches!(fault, Fault::CommitAhead { committed: 2, unsettled: 1, .. }));
+}
+
+fn evidence(sent: &[i64], order: &[i64]) -> Evidence {
+    let sent = sent.iter().map(|offset| (body(*offset), Fate::Acked(place(*offset)))).collect();
+    Evidence { sent, stored: order.iter().copied().map(stored).collect(), ..Evidence::default() }
+}
+
+fn body(offset: i64) -> Body {
+    Body::new("p", "k", offset.unsigned_abs())
+}
+
+fn place(offset: i64) -> Place {
+    Place { partition: 0, offset }
+}
+
+fn stored(offset: i64) -> Stored {
+    Stored { place: place(offset), key: Some(b"k".to_vec()), value: Some(body(offset).to_bytes()) }
+}
+
+fn commit(offset: i64, unsettled: i64) -> Commit {
+    Commit { partition: 0, offset, unsettled }
+}
+
+fn faulty(evidence: Evidence, is_so: impl Fn(&Fault) -> bool) {
+    faulty_within(evidence, 0, is_so);
+}
+
+fn faulty_within(evidence: Evidence, repeats_max: usize, is_so: impl Fn(&Fault) -> bool) {
+    let faults = check(&evidence, repeats_max).unwrap_err();
+    assert!(faults.any(is_so), "{faults}");
+}
