@@ -11,7 +11,6 @@ pub mod capability;
 pub mod cli;
 pub mod config;
 pub mod consumer;
-mod fault;
 pub mod fleet;
 pub mod guest;
 pub mod http;
