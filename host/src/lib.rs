@@ -11,6 +11,7 @@ pub mod capability;
 pub mod cli;
 pub mod config;
 pub mod consumer;
+pub mod fault;
 pub mod fleet;
 pub mod guest;
 pub mod http;
