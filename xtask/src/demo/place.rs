@@ -154,10 +154,14 @@ impl Place {
             .current_dir(&self.folder)
             .output()?;
         ensure!(output.status.success(), "`tidemill topic list` failed: {}", String::from_utf8_lossy(&output.stderr));
-        let listed: Value =
-            serde_json::from_slice(&output.stdout).context("`tidemill topic list --json` gave no JSON")?;
-        let record = |topic: &Value| Some((topic["name"].as_str()?.to_owned(), topic["records"].as_u64()?));
-        Ok(listed.as_array().into_iter().flatten().filter_map(record).collect())
+        let mut topics = BTreeMap::new();
+        for topic in serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>() {
+            let topic = topic.context("`tidemill topic list --json` gave no JSON")?;
+            if let (Some(name), Some(records)) = (topic["topic"].as_str(), topic["records"].as_u64()) {
+                topics.insert(name.to_owned(), records);
+            }
+        }
+        Ok(topics)
     }
 
     fn records(&self, topic: &str) -> Result<u64> {
