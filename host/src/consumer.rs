@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use self::commit::Committer;
 pub use self::progress::{Membership, PartitionView, Progress};
 use crate::broker::{Broker, Consumer, ConsumerEvent, Subscription};
+use crate::fault::Fault;
 use crate::guest::Handler;
 use crate::metrics::{HandlerMetrics, Rebalance};
 use crate::settle::Settler;
@@ -56,6 +57,8 @@ pub struct Group<B: Broker> {
     assigned: BTreeMap<TopicPartition, Assigned>,
     /// Counts assignments.
     epoch: u64,
+    /// Earlier assignments whose progress is still committed: empty, unless the host is broken on purpose.
+    stale: Vec<Assigned>,
 }
 
 /// What the tasks of a group's partitions share.
@@ -96,7 +99,7 @@ impl<B: Broker> Group<B> {
     ) -> Self {
         let slots = Arc::new(Semaphore::new(config.concurrency.max(1)));
         let parts = Arc::new(Parts { handler, settler, metrics, slots });
-        Self { broker, config, parts, membership, assigned: BTreeMap::new(), epoch: 0 }
+        Self { broker, config, parts, membership, assigned: BTreeMap::new(), epoch: 0, stale: Vec::new() }
     }
 
     /// Joins the group and consumes until `stop`; then drains, commits and leaves. Joins again when the client fails.
@@ -240,6 +243,11 @@ impl<B: Broker> Group<B> {
     async fn abandon(&mut self, partitions: &[TopicPartition]) {
         for from in partitions {
             if let Some(mut assigned) = self.assigned.remove(from) {
+                if Fault::IgnoreEpoch.is_on() {
+                    assigned.revoked.cancel();
+                    self.stale.push(assigned);
+                    continue;
+                }
                 assigned.task.abort();
                 if (&mut assigned.task).await.is_err_and(|error| error.is_panic()) {
                     tracing::error!(partition = %from, "a partition's task panicked");
@@ -251,7 +259,8 @@ impl<B: Broker> Group<B> {
 
     /// What the current assignments may commit, with their epochs.
     fn frontiers(&self) -> Vec<progress::Frontier> {
-        self.assigned.values().filter_map(|assigned| assigned.progress.frontier()).collect()
+        let stale = self.stale.iter().filter(|stale| stale.task.is_finished());
+        stale.chain(self.assigned.values()).filter_map(|assigned| assigned.progress.frontier()).collect()
     }
 }
 

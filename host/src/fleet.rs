@@ -236,6 +236,7 @@ impl<B: Broker> Fleet<B> {
         self.migrate(&running.spec).await?;
         let swapped = running.live.swap(bytes).await;
         swapped.map_err(|cause| HandlerError::Load { handler: handler.clone(), cause })?;
+        tracing::info!(handler, revision = crate::attempt::short(&running.live.digest()), since = %running.since(), "another revision is live");
         Ok(())
     }
 

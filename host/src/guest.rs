@@ -3,6 +3,7 @@
 //! `guest/` has the sandbox; a closure is enough for tests of the rooms around it.
 
 pub mod bindings;
+mod cache;
 mod check;
 mod convert;
 mod engine;

@@ -22,7 +22,7 @@ use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path as UrlPath, Request, State};
 use axum::http::HeaderMap;
-use axum::http::header::{CONTENT_LENGTH, ORIGIN};
+use axum::http::header::{CONTENT_LENGTH, EXPECT, ORIGIN};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -180,7 +180,10 @@ async fn take(
         Ok(answer) => answer,
         Err(refusal) => {
             tracing::debug!(topic = name, reason = %refusal, "a request was refused");
-            incoming.discard().await;
+            // A client that waits for `100 Continue` has sent no body, and must not be asked for it now.
+            if !parts.headers.contains_key(EXPECT) {
+                incoming.discard().await;
+            }
             refusal.answer(endpoint.retry_after)
         }
     };

@@ -2,6 +2,7 @@
 
 pub mod checker;
 pub mod client;
+pub mod frozen;
 pub mod host;
 pub mod ledger;
 pub mod metrics;

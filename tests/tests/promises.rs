@@ -2,6 +2,7 @@
 
 mod promises {
     mod broken;
+    mod broker;
     mod bytes;
     mod dependency;
     mod hostile;

@@ -87,7 +87,8 @@ fn members(workspace: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Compiler flags that keep this machine's folders out of the components: they are the same wherever they are built.
+/// Compiler flags that keep this machine's folders out of the components. Another folder still gives other bytes, though not other code:
+/// cargo names the SDK's symbols by where the SDK lies.
 fn without_places() -> Result<OsString> {
     let registry = match std::env::var_os("CARGO_HOME") {
         Some(home) => PathBuf::from(home),
@@ -146,7 +147,7 @@ fn sum(path: &Path) -> Result<String> {
 }
 
 /// Fails if a prebuilt component is not the one of its sum. That a build from source differs is told and is no failure: another compiler
-/// gives other bytes.
+/// or folder gives other bytes.
 fn check() -> Result<()> {
     let folder = prebuilt();
     let sums =

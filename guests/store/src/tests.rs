@@ -11,8 +11,8 @@ fn bytes_are_stored_as_they_are_and_once() -> Result<()> {
         assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Ack(vec![])));
     }
     let rows = sql::open("main")?.query("SELECT key, value FROM seen ORDER BY record_id", params![])?;
-    let rows: Vec<(Option<Vec<u8>>, Option<Vec<u8>>)> =
-        rows.iter().map(|row| Ok((row.get("key")?, row.get("value")?))).collect::<Result<_>>()?;
-    assert_eq!(rows, [(Some(b"k".to_vec()), Some(vec![0xff, 0])), (None, None), (None, Some(vec![]))]);
+    let rows: Vec<[Option<Vec<u8>>; 2]> =
+        rows.iter().map(|row| Ok([row.get("key")?, row.get("value")?])).collect::<Result<_>>()?;
+    assert_eq!(rows, [[Some(b"k".to_vec()), Some(vec![0xff, 0])], [None, None], [None, Some(vec![])]]);
     Ok(())
 }

@@ -83,7 +83,7 @@ impl View {
             state: if draining { HandlerState::Draining } else { HandlerState::Running },
             reason: refused.or_else(|| running.membership.failure()),
             revision: Some(guest.digest.to_string()),
-            since: Some(guest.since.to_string()),
+            since: Some(running.since().to_string()),
             previous: guest.before.iter().map(|before| before.digest.to_string()).collect(),
             set_aside: guest.set_aside,
             lag_records: partitions.iter().map(|partition| partition.lag_records).sum(),

@@ -33,12 +33,16 @@ pub const TOO_LARGE_BYTES: usize = 16 * 1024 * 1024;
 
 /// Makes a test of each promise of the contract.
 ///
-/// `setup` is an async function from the test's name to a broker and whatever has to live as long as it.
+/// `setup` is an async function from the test's name to a broker and whatever has to live as long as it. A prefix keeps
+/// two uses apart that share a broker.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! broker_contract {
     ($setup:path) => {
-        $crate::broker_contract! { @each $setup:
+        $crate::broker_contract! { $setup, "" }
+    };
+    ($setup:path, $prefix:literal) => {
+        $crate::broker_contract! { @each $setup, $prefix:
             records_come_back_as_they_were_sent
             a_partition_keeps_its_order
             a_key_meets_its_partition_as_in_java
@@ -66,11 +70,12 @@ macro_rules! broker_contract {
             records_are_read_outside_of_groups
         }
     };
-    (@each $setup:path: $($promise:ident)*) => { $(
+    (@each $setup:path, $prefix:literal: $($promise:ident)*) => { $(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $promise() {
-            let (broker, guard) = $setup(stringify!($promise)).await;
-            $crate::broker::contract::$promise(&broker, stringify!($promise)).await;
+            let name = concat!($prefix, stringify!($promise));
+            let (broker, guard) = $setup(name).await;
+            $crate::broker::contract::$promise(&broker, name).await;
             drop(guard);
         }
     )* };

@@ -79,7 +79,7 @@ impl fmt::Debug for Granted {
 pub enum Ungranted {
     /// A grant names something that tidemill.toml does not have.
     #[error(
-        "handler `{handler}`: `grants.{}` names `{name}`, which is not configured; add `{}` to tidemill.toml{}",
+        "`grants.{}` names `{name}`, which is not configured; add `{}` to tidemill.toml{}",
         kind.key(), section(*kind, name), instead(known)
     )]
     NotConfigured {
@@ -94,7 +94,7 @@ pub enum Ungranted {
     },
     /// The guest imports a capability of which nothing is granted.
     #[error(
-        "handler `{handler}`: the guest imports `{interface}`, but nothing of it is granted; add `{} = [\"NAME\"]` under `[grants]` in the handler's manifest, or build the guest without the import",
+        "the guest imports `{interface}`, but nothing of it is granted; add `{} = [\"NAME\"]` under `[grants]` in the handler's manifest, or build the guest without the import",
         kind.key()
     )]
     NothingGranted {

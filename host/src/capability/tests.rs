@@ -219,9 +219,9 @@ fn a_grant_that_is_not_configured_is_refused_with_the_known_names() {
     ];
     let texts: String = texts.into_iter().map(|text| text.expect_err("refused") + "\n").collect();
     expect![[r#"
-        handler `orders`: `grants.kv` names `total`, which is not configured; add `[kv.total]` to tidemill.toml, or name one of: `totals`
-        handler `orders`: `grants.sql` names `shop`, which is not configured; add `[sql.shop]` to tidemill.toml
-        handler `orders`: `grants.secrets` names `key`, which is not configured; add `key = "${NAME}"` under `[secrets]` to tidemill.toml, or name one of: `token`
+        `grants.kv` names `total`, which is not configured; add `[kv.total]` to tidemill.toml, or name one of: `totals`
+        `grants.sql` names `shop`, which is not configured; add `[sql.shop]` to tidemill.toml
+        `grants.secrets` names `key`, which is not configured; add `key = "${NAME}"` under `[secrets]` to tidemill.toml, or name one of: `token`
     "#]]
     .assert_eq(&texts);
 }
@@ -238,6 +238,6 @@ fn an_import_without_a_grant_is_refused_with_the_key_to_add() {
     let refused = granted.demands(["tidemill:guest/sql@0.1.0"]).expect_err("nothing granted");
     assert_eq!(
         refused.to_string(),
-        "handler `orders`: the guest imports `tidemill:guest/sql@0.1.0`, but nothing of it is granted; add `sql = [\"NAME\"]` under `[grants]` in the handler's manifest, or build the guest without the import"
+        "the guest imports `tidemill:guest/sql@0.1.0`, but nothing of it is granted; add `sql = [\"NAME\"]` under `[grants]` in the handler's manifest, or build the guest without the import"
     );
 }

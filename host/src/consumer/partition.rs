@@ -19,6 +19,7 @@ use super::commit::REFRESH_INTERVAL;
 use super::{Config, Parts, Progress};
 use crate::attempt::{self, Attempt};
 use crate::broker::Reader;
+use crate::fault::Fault;
 use crate::metrics::PartitionMetrics;
 
 /// Waits before a partition whose reader failed is read again.
@@ -114,6 +115,9 @@ impl<R: Reader> Task<R> {
         let bounds = &self.config.bounds;
         let records = self.machine.room();
         let worthwhile = bounds.call_records_max.min(bounds.records_max / 2).max(1);
+        if Fault::DropOnFull.is_on() {
+            return (worthwhile, bounds.bytes_max);
+        }
         if records >= worthwhile { (records, self.machine.room_bytes()) } else { (0, 0) }
     }
 
@@ -123,7 +127,14 @@ impl<R: Reader> Task<R> {
         if let Some(last) = chunk.records().last() {
             self.made.push_back((last.offset(), last.timestamp().millis()));
         }
+        if Fault::DropOnFull.is_on() && self.machine.room() < chunk.len() {
+            return;
+        }
+        let last = chunk.records().last().map(|record| record.offset());
         self.on(Event::Received(chunk));
+        if let (true, Some(last)) = (Fault::CommitBeforeSuccess.is_on(), last) {
+            self.progress.set_committable(last + 1);
+        }
     }
 
     /// Starts calls while there are records and slots to spare.

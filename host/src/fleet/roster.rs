@@ -22,14 +22,18 @@ pub struct Running {
     /// Tells it to drain and stop.
     pub stop: CancellationToken,
     task: Mutex<Option<JoinHandle<()>>>,
+    /// The live digest and when it was first looked at; the fleet looks after each swap.
+    since: Mutex<(Arc<str>, jiff::Timestamp)>,
     /// What its folder looked like when it was last taken.
     seen: Mutex<Stamp>,
 }
 
 impl Running {
     pub(super) fn new(spec: HandlerSpec, live: Arc<LiveHandler>, stamp: Stamp) -> Self {
+        let since = Mutex::new((live.digest(), jiff::Timestamp::now()));
         Self {
             spec,
+            since,
             live,
             membership: Arc::default(),
             stop: CancellationToken::new(),
@@ -44,6 +48,16 @@ impl Running {
 
     pub(super) fn saw(&self, stamp: Stamp) {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = stamp;
+    }
+
+    /// When the live revision became so.
+    pub fn since(&self) -> jiff::Timestamp {
+        let digest = self.live.digest();
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        if since.0 != digest {
+            *since = (digest, jiff::Timestamp::now());
+        }
+        since.1
     }
 
     pub(super) fn take_task(&self) -> Option<JoinHandle<()>> {

@@ -104,7 +104,8 @@ pub(super) struct Plan {
     group: String,
     order: Order,
     isolation: Isolation,
-    limits: Limits,
+    /// What bounds each instance.
+    pub(super) limits: Limits,
     granted: Arc<Granted>,
     topics: BTreeSet<Arc<str>>,
     metrics: Arc<HandlerMetrics>,
@@ -150,7 +151,9 @@ impl Plan {
 pub(super) async fn load(engine: &Arc<Engine>, plan: &Plan, bytes: Vec<u8>) -> Result<Arc<Revision>, LoadError> {
     check_form(&bytes)?;
     let digest: Arc<str> = digest(&bytes).into();
-    let component = compile(engine, bytes).await?;
+    let compiled =
+        engine.compile(Arc::clone(&digest), bytes).await.map_err(|error| LoadError::Host(error.to_string()))?;
+    let component = compiled.map_err(|error| LoadError::Broken(one_line(&error)))?;
     let imports = check_imports(engine, &component, &plan.granted)?;
     check_exports(engine, &component)?;
     let linked = engine.linker().instantiate_pre(&component).and_then(PlatformPre::new);
@@ -184,13 +187,6 @@ fn check_form(bytes: &[u8]) -> Result<(), LoadError> {
             Err(LoadError::NotWasm { beginning })
         }
     }
-}
-
-async fn compile(engine: &Arc<Engine>, bytes: Vec<u8>) -> Result<Component, LoadError> {
-    let _turn = engine.compilation().await;
-    let wasm = engine.wasm().clone();
-    let compiled = tokio::task::spawn_blocking(move || Component::new(&wasm, &bytes)).await;
-    compiled.map_err(|error| LoadError::Host(error.to_string()))?.map_err(|error| LoadError::Broken(one_line(&error)))
 }
 
 /// Every import is known, and what needs a grant has one. Done before linking, whose own words nobody understands.

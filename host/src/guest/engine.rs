@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
-use wasmtime::component::Linker;
+use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use super::cache::{Cache, NotPrivate};
 use super::instance::State;
 use super::revision::Revision;
 use crate::capability;
@@ -44,6 +45,8 @@ struct Inner {
     instances: Arc<Semaphore>,
     /// One permit for each compilation: compiling must not starve the guests that run.
     compilations: Semaphore,
+    /// What was compiled before; `None` where no private folder can be had.
+    cache: Option<Cache>,
     /// All revisions that may hold idle instances.
     revisions: Mutex<Vec<Weak<Revision>>>,
 }
@@ -58,13 +61,13 @@ impl Engine {
     /// Instances of all handlers together, idle ones included.
     pub const INSTANCES_MAX: u32 = 1000;
 
-    /// Sets the sandbox up; compiled guests are kept below `state`.
+    /// Sets the sandbox up; compiled guests are kept in a private folder below `state`.
     pub fn new(state: &Path) -> Result<Self, EngineError> {
         Self::with_instances(state, Self::INSTANCES_MAX)
     }
 
     /// The same with another number of instances.
-    pub fn with_instances(_state: &Path, instances_max: u32) -> Result<Self, EngineError> {
+    pub fn with_instances(state: &Path, instances_max: u32) -> Result<Self, EngineError> {
         let wasm = pooled_or_on_demand(instances_max)?;
         let linker = link(&wasm).map_err(|error| EngineError(format!("{error:#}")))?;
         let compilers = thread::available_parallelism().map_or(1, usize::from).div_ceil(2);
@@ -73,6 +76,7 @@ impl Engine {
             linker,
             instances: Arc::new(Semaphore::new(instances_max as usize)),
             compilations: Semaphore::new(compilers),
+            cache: open_cache(state),
             revisions: Mutex::default(),
         });
         let watched = Arc::downgrade(&inner);
@@ -89,9 +93,15 @@ impl Engine {
         &self.inner.linker
     }
 
-    /// Waits for the right to compile.
-    pub(super) async fn compilation(&self) -> tokio::sync::SemaphorePermit<'_> {
-        self.inner.compilations.acquire().await.expect("the engine never closes its semaphores")
+    /// Compiles a component off the hot path, or finds it compiled; the outer error is the host's own.
+    pub(super) async fn compile(
+        &self,
+        digest: Arc<str>,
+        bytes: Vec<u8>,
+    ) -> Result<wasmtime::Result<Component>, tokio::task::JoinError> {
+        let _turn = self.inner.compilations.acquire().await.expect("the engine never closes its semaphores");
+        let inner = Arc::clone(&self.inner);
+        tokio::task::spawn_blocking(move || inner.compile(&digest, &bytes)).await
     }
 
     /// Lets idle instances of this revision be found when others need room.
@@ -118,6 +128,16 @@ impl Engine {
 }
 
 impl Inner {
+    fn compile(&self, digest: &str, bytes: &[u8]) -> wasmtime::Result<Component> {
+        let Some(cache) = &self.cache else { return Component::new(&self.wasm, bytes) };
+        if let Some(component) = cache.get(&self.wasm, digest) {
+            return Ok(component);
+        }
+        let component = Component::new(&self.wasm, bytes)?;
+        cache.put(&self.wasm, digest, &component);
+        Ok(component)
+    }
+
     fn revisions(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Revision>>> {
         self.revisions.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -156,6 +176,12 @@ fn tick(inner: &Weak<Inner>) {
             inner.sweep();
         }
     }
+}
+
+fn open_cache(state: &Path) -> Option<Cache> {
+    let refused =
+        |error: &NotPrivate| tracing::warn!(%error, "compiled components are not kept: each start compiles them anew");
+    Cache::open(&state.join("compiled")).inspect_err(refused).ok()
 }
 
 /// Everything that a guest can import is linked once; what it may do is decided by its grants.

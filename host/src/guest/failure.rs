@@ -36,7 +36,7 @@ pub(super) fn classify(error: &wasmtime::Error, around: &Circumstances) -> CallE
     }
     let (class, mut detail) = match &around.memory_refused {
         Some(refusal) => (Class::Memory, refusal.clone()),
-        None => (class_of(error), text_of(error)),
+        None => (Class::Trap, text_of(error)),
     };
     if !around.last_words.is_empty() {
         // Writing to a `String` never fails.
@@ -59,29 +59,26 @@ pub(super) fn panicked(panic: &(dyn Any + Send)) -> CallError {
     CallError { class: Class::Trap, detail }
 }
 
-fn class_of(error: &wasmtime::Error) -> Class {
-    // Neither a trap nor the guest's exit: its answer broke the rules of the contract.
-    let by_guest = error.is::<Trap>() || error.is::<I32Exit>();
-    if by_guest { Class::Trap } else { Class::Malformed }
-}
-
 fn text_of(error: &wasmtime::Error) -> String {
     if let Some(exit) = error.downcast_ref::<I32Exit>() {
         return format!("the guest ended itself with exit code {}", exit.0);
     }
-    let mut text = error.root_cause().to_string();
-    let frames = error.downcast_ref::<WasmBacktrace>().map(WasmBacktrace::frames).unwrap_or_default();
-    for (position, frame) in frames.iter().take(FRAMES_MAX).enumerate() {
-        let name = frame
-            .func_name()
-            .map(|name| wasmtime_demangled(name))
-            .unwrap_or_else(|| format!("function {}", frame.func_index()));
+    let cause = error.root_cause().to_string();
+    let mut text = cause.strip_prefix("wasm trap: ").unwrap_or(&cause).to_owned();
+    let backtrace = error.downcast_ref::<WasmBacktrace>().map(WasmBacktrace::to_string).unwrap_or_default();
+    for (position, name) in backtrace.lines().filter_map(frame).take(FRAMES_MAX).enumerate() {
+        // Writing to a `String` never fails.
         write!(text, "{} {name}", if position == 0 { " in" } else { " <" }).ok();
     }
     text
 }
 
-/// A function's name without the compiler's hash.
-fn wasmtime_demangled(name: &str) -> String {
-    name.to_owned()
+/// The function's name in a line of a backtrace, such as `  0: 0x1c2f - orders.wasm!orders::handle`; what every panic
+/// goes through is left out.
+fn frame(line: &str) -> Option<&str> {
+    const PANIC: &[&str] =
+        &["std::", "core::panicking", "core::option", "core::result", "__rust", "rust_", "abort", "panic"];
+    let (_, place) = line.split_once(" - ")?;
+    let name = place.split_once('!').map_or(place, |(_, name)| name);
+    if PANIC.iter().any(|start| name.starts_with(start)) { None } else { Some(name) }
 }

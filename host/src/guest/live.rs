@@ -4,10 +4,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use tidemill_core::revisions::{NoRevisionBefore, Revisions};
 use tokio::time::Instant;
 
-use super::check::{self, LoadError, digest};
+use super::check::{self, LoadError, Plan, digest};
 use super::revision::Revision;
 use super::{Backends, Called, Engine, Handler};
 use crate::attempt::Attempt;
@@ -18,9 +19,11 @@ use crate::metrics::HandlerMetrics;
 #[derive(Debug)]
 pub struct LiveHandler {
     engine: Arc<Engine>,
-    plan: check::Plan,
+    plan: Plan,
     metrics: Arc<HandlerMetrics>,
     live: ArcSwap<Revision>,
+    /// When the live revision took over.
+    since: Mutex<Timestamp>,
     revisions: Mutex<Revisions<Arc<Revision>>>,
     /// One load at a time.
     loading: tokio::sync::Mutex<()>,
@@ -31,6 +34,8 @@ pub struct LiveHandler {
 pub struct View {
     /// The digest of the live revision.
     pub digest: Arc<str>,
+    /// When it took over.
+    pub since: Timestamp,
     /// What the live revision demands, by the names of its imports.
     pub imports: Vec<String>,
     /// Calls that run on the live revision.
@@ -61,7 +66,16 @@ impl LiveHandler {
         metrics: Arc<HandlerMetrics>,
         bytes: Vec<u8>,
     ) -> Result<Self, LoadError> {
-        let plan = check::Plan::new(spec, backends, &metrics)?;
+        let plan = Plan::new(spec, backends, &metrics)?;
+        Self::with(engine, plan, metrics, bytes).await
+    }
+
+    pub(super) async fn with(
+        engine: &Arc<Engine>,
+        plan: Plan,
+        metrics: Arc<HandlerMetrics>,
+        bytes: Vec<u8>,
+    ) -> Result<Self, LoadError> {
         let revision = check::load(engine, &plan, bytes).await?;
         let mut revisions = Revisions::new();
         revisions.install(revision.digest(), Arc::clone(&revision));
@@ -71,6 +85,7 @@ impl LiveHandler {
             plan,
             metrics,
             live: ArcSwap::new(revision),
+            since: Mutex::new(Timestamp::now()),
             revisions: Mutex::new(revisions),
             loading: tokio::sync::Mutex::default(),
         })
@@ -117,6 +132,7 @@ impl LiveHandler {
         let before = revisions.before_revisions();
         View {
             digest: Arc::clone(live.digest()),
+            since: *self.since.lock().unwrap_or_else(PoisonError::into_inner),
             imports: live.imports().to_vec(),
             in_flight: live.in_flight(),
             idle: live.idle(),
@@ -129,6 +145,7 @@ impl LiveHandler {
         revision.recall();
         self.metrics.live(revision.digest());
         let old = self.live.swap(revision);
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Timestamp::now();
         old.retire();
     }
 

@@ -1,96 +1,78 @@
-//! Guests that keep to the contract and guests that break it.
+//! Guests that keep to the contract and guests that break it, called through the seam.
 
+mod calls;
+mod loads;
 mod odd;
+mod sdk;
+mod swaps;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tidemill_core::grants::Grants;
+use tempfile::TempDir;
 use tidemill_core::partition::CallRecord;
 use tidemill_core::record::{Record, TopicPartition};
-use tidemill_core::retry::Class;
 
 use self::odd::Odd;
+use super::check::Plan;
 use super::live::LiveHandler;
 use super::*;
 use crate::broker::{Position, Producer, SendError, WhenFull};
 use crate::config::manifest::HandlerSpec;
 use crate::metrics::Metrics;
+use crate::store::Sql;
 
-#[tokio::test]
-async fn a_guest_answers_for_each_record() {
-    let live = load(Odd::default()).await.expect("it loads");
-    let called = call(&live, 3).await;
-    assert_eq!(called.outcomes, Ok(vec![Outcome::Skip; 3]));
-    assert_eq!(called.revision, live.digest());
+/// How a test's handler is set up.
+struct Test {
+    engine: Arc<Engine>,
+    manifest: &'static str,
+    limits: Limits,
+    sql: Option<Arc<dyn Sql>>,
 }
 
-#[tokio::test]
-async fn the_identity_guest_gives_back_what_it_got() {
-    let grants = Grants { produce: ["identity.out".to_owned()].into(), ..Grants::default() };
-    let live = load_bytes(prebuilt("identity"), grants).await.expect("it loads");
-    let outcomes = call(&live, 2).await.outcomes.expect("it answers");
-    let [Outcome::Ack(outputs), Outcome::Ack(_)] = &outcomes[..] else { panic!("two acks, not {outcomes:?}") };
-    assert_eq!(outputs.len(), 1);
-    assert_eq!(&*outputs[0].topic, "identity.out");
-    assert_eq!((outputs[0].key.as_deref(), outputs[0].value.as_deref()), (Some(&b"key"[..]), Some(&b"value"[..])));
-}
-
-#[tokio::test]
-async fn missing_outcomes_are_untouched_and_surplus_ones_an_error() {
-    let short = load(Odd { surplus: -1, ..Odd::default() }).await.expect("it loads");
-    assert_eq!(call(&short, 2).await.outcomes, Ok(vec![Outcome::Skip, Outcome::Untouched]));
-    let long = load(Odd { surplus: 1, ..Odd::default() }).await.expect("it loads");
-    assert_eq!(class(&long).await, Class::Malformed);
-}
-
-#[tokio::test]
-async fn each_way_to_fail_has_its_class_and_the_next_call_a_fresh_instance() {
-    let first_record_only = "(if (i32.eq (i32.load (local.get 0)) (i32.load (local.get 0))) (then unreachable))";
-    for (handle, fields, expected) in [
-        (first_record_only, "", Class::Trap),
-        ("(loop $for_ever (br $for_ever))", "", Class::Deadline),
-        ("(call $deeper)", "(func $deeper (call $deeper) (call $deeper))", Class::Trap),
-        ("(if (i32.eq (memory.grow (i32.const 60000)) (i32.const -1)) (then unreachable))", "", Class::Memory),
-        ("(if (i32.eq (memory.grow (i32.const 100)) (i32.const -1)) (then unreachable))", "", Class::Retry),
-    ] {
-        let live = load(Odd { handle, fields, ..Odd::default() }).await.expect("it loads");
-        let outcomes = call_within(&live, 1, Duration::from_millis(200)).await.outcomes;
-        match outcomes {
-            Ok(_) => assert_eq!(expected, Class::Retry, "only the last obeys its limit: {handle}"),
-            Err(error) => assert_eq!(error.class, expected, "{handle}: {error}"),
-        }
+impl Default for Test {
+    fn default() -> Self {
+        let limits = Limits { memory_bytes_max: 64 << 20, ..Limits::default() };
+        Self { engine: engine(), manifest: "", limits, sql: None }
     }
 }
 
-async fn class(live: &LiveHandler) -> Class {
-    call(live, 1).await.outcomes.expect_err("the call fails").class
+impl Test {
+    async fn load(self, bytes: Vec<u8>) -> Result<LiveHandler, LoadError> {
+        let metrics = Metrics::new().handler("h");
+        let backends = Backends {
+            kv: BTreeMap::new(),
+            sql: self.sql.map(|sql| ("main".to_owned(), sql)).into_iter().collect(),
+            secrets: BTreeMap::new(),
+            producer: Arc::new(NoProducer),
+        };
+        let mut plan = Plan::new(&spec(self.manifest), &backends, &metrics)?;
+        plan.limits = self.limits;
+        LiveHandler::with(&self.engine, plan, metrics, bytes).await
+    }
+
+    async fn load_odd(self, odd: Odd) -> LiveHandler {
+        self.load(odd.build()).await.expect("it loads")
+    }
 }
 
-async fn call(live: &LiveHandler, records: usize) -> Called {
-    call_within(live, records, Duration::from_secs(10)).await
-}
-
-async fn call_within(live: &LiveHandler, records: usize, deadline: Duration) -> Called {
-    let record = |offset| {
-        let record = Record::single(offset, Some(b"key"), Some(b"value"));
-        CallRecord { record, lane: 0, tries: 0, charged: 0 }
+/// One engine for all tests that do not count instances.
+fn engine() -> Arc<Engine> {
+    static ENGINE: OnceLock<(TempDir, Arc<Engine>)> = OnceLock::new();
+    let make = || {
+        let state = tempfile::tempdir().expect("a folder");
+        let engine = Engine::with_instances(state.path(), 64).expect("an engine");
+        (state, Arc::new(engine))
     };
-    let records = (0..records as i64).map(record).collect();
-    let mut attempt = Attempt::new(TopicPartition::new("orders", 0), 1, records, deadline);
-    live.call(&mut attempt).await
+    Arc::clone(&ENGINE.get_or_init(make).1)
 }
 
-async fn load(odd: Odd) -> Result<LiveHandler, LoadError> {
-    load_bytes(odd.build(), Grants::default()).await
-}
-
-async fn load_bytes(bytes: Vec<u8>, grants: Grants) -> Result<LiveHandler, LoadError> {
-    let engine = Arc::new(Engine::with_instances(Path::new("."), 8).expect("an engine"));
-    let metrics = Metrics::new().handler("h");
-    LiveHandler::load(&engine, &spec(grants), &backends(), metrics, bytes).await
+/// An engine with so much room.
+fn engine_with(instances: u32) -> Arc<Engine> {
+    let state = tempfile::tempdir().expect("a folder");
+    Arc::new(Engine::with_instances(state.path(), instances).expect("an engine"))
 }
 
 fn prebuilt(name: &str) -> Vec<u8> {
@@ -98,17 +80,32 @@ fn prebuilt(name: &str) -> Vec<u8> {
     std::fs::read(&path).expect("guests are checked in")
 }
 
-fn spec(grants: Grants) -> HandlerSpec {
+fn spec(manifest: &str) -> HandlerSpec {
     let folder = tempfile::tempdir().expect("a folder");
     let own = folder.path().join("h");
     std::fs::create_dir(&own).expect("a folder");
     std::fs::write(own.join("h.wasm"), "").expect("written");
-    std::fs::write(own.join("handler.toml"), "topics = [\"orders\"]\nlimits.memory = \"64MiB\"").expect("written");
-    HandlerSpec { grants, ..HandlerSpec::read(&own).expect("a valid manifest") }
+    std::fs::write(own.join("handler.toml"), format!("topics = [\"orders\"]\n{manifest}")).expect("written");
+    HandlerSpec::read(&own).expect("a valid manifest")
 }
 
-fn backends() -> Backends {
-    Backends { kv: BTreeMap::new(), sql: BTreeMap::new(), secrets: BTreeMap::new(), producer: Arc::new(NoProducer) }
+fn attempt(records: usize, deadline: Duration) -> Attempt {
+    let record = |offset| {
+        let record = Record::single(offset, Some(b"key"), Some(b"value"));
+        CallRecord { record, lane: 0, tries: 0, charged: 0 }
+    };
+    let records = (0..records as i64).map(record).collect();
+    Attempt::new(TopicPartition::new("orders", 0), 1, records, deadline)
+}
+
+/// Calls with so many records and plenty of time.
+async fn call(live: &LiveHandler, records: usize) -> Result<Vec<Outcome>, CallError> {
+    live.call(&mut attempt(records, Duration::from_secs(60))).await.outcomes
+}
+
+/// The class of the failure of a call of one record within a short deadline.
+async fn failure(live: &LiveHandler) -> CallError {
+    live.call(&mut attempt(1, Duration::from_millis(100))).await.outcomes.expect_err("the call fails")
 }
 
 /// Nothing can be sent.

@@ -275,6 +275,15 @@ async fn a_body_of_unknown_length_is_bounded_while_it_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_asks_before_it_sends_is_spared_a_refused_body() {
+    let endpoint = Running::start(config(), Fake::new()).await;
+    let head = b"POST /topics/orders HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\nExpect: 100-continue\r\n\r\n";
+    let answer = raw(endpoint.address, vec![head.to_vec()]).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    endpoint.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_is_too_slow_is_let_go() {
     let short = Span(Duration::from_millis(50));
     let endpoint = Running::start(Config { head_timeout: short, body_timeout: short, ..config() }, Fake::new()).await;

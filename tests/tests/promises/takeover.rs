@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use tests::client::Load;
 use tests::host::Host;
 use tests::scenario::Scenario;
-use tests::{servers, topics};
+use tests::{checker, frozen, servers, topics};
 use xtask::lab::wait;
 
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -41,6 +41,15 @@ fn two_hosts_share_the_partitions_and_one_takes_over_when_the_other_is_killed() 
     scenario.wait_until_committed(DEADLINE)?;
     let summary = scenario.judge(commits.stop()?, repeats_max)??;
     assert_eq!(summary.stored, 6_000);
+    Ok(())
+}
+
+#[test]
+fn a_host_that_wakes_from_a_freeze_commits_nothing_that_is_another_ones() -> Result<()> {
+    let _machine = servers::in_company();
+    let (evidence, repeats_max) = frozen::run(None)?;
+    let summary = checker::check(&evidence, repeats_max)?;
+    assert_eq!(summary.stored, 2_200);
     Ok(())
 }
 

@@ -38,7 +38,7 @@ folder = "handlers"
 
 [sql.main]
 kind = "sqlite"
-path = "orders.db"
+file = "orders.db"
 "#;
 
 impl Place {

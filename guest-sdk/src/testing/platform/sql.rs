@@ -93,7 +93,7 @@ impl Database {
         let mut prepared = self.connection.prepare_cached(statement).map_err(of_sqlite)?;
         bind(&mut prepared, params)?;
         let column = |name: &str| Column { name: name.to_owned(), type_name: String::new() };
-        let columns: Vec<Column> = prepared.column_names().into_iter().map(column).collect();
+        let columns: Vec<Column> = prepared.column_names().map(column).collect();
         let mut rows = Vec::new();
         let mut found = prepared.raw_query();
         while let Some(row) = found.next().map_err(of_sqlite)? {

@@ -34,6 +34,8 @@ struct Member {
     wake: Arc<Notify>,
     /// Taken away and not yet given back. Invariant: none of them is held by this member.
     lost: BTreeMap<TopicPartition, Told>,
+    /// Whether it was told anything: its first news may be that it holds nothing.
+    greeted: bool,
 }
 
 #[derive(Debug)]
@@ -78,7 +80,7 @@ impl Group {
 
     /// Takes a member in; `wake` tells it to ask for its next event.
     pub(super) fn join(&mut self, member: MemberId, topics: BTreeSet<Arc<str>>, wake: Arc<Notify>) {
-        self.members.insert(member, Member { topics, wake, lost: BTreeMap::new() });
+        self.members.insert(member, Member { topics, wake, lost: BTreeMap::new(), greeted: false });
     }
 
     /// Takes a member out with all that it holds.
@@ -111,6 +113,7 @@ impl Group {
     /// What a member is to be told next: what it lost, then what it has to give back, then what is new.
     pub(super) fn next_event(&mut self, id: MemberId) -> Option<ConsumerEvent> {
         let member = self.members.get_mut(&id)?;
+        let first = !std::mem::replace(&mut member.greeted, true);
         let lost = tell(member.lost.iter_mut());
         if !lost.is_empty() {
             return Some(ConsumerEvent::Lost(lost));
@@ -131,7 +134,7 @@ impl Group {
         match (revoked.is_empty(), offered.is_empty()) {
             (false, _) => Some(ConsumerEvent::Revoked(revoked)),
             (true, false) => Some(ConsumerEvent::Assigned(offered)),
-            (true, true) => None,
+            (true, true) => first.then(|| ConsumerEvent::Assigned(Vec::new())),
         }
     }
 

@@ -298,6 +298,14 @@ pub(super) fn reach(client: &dyn Native, millis: c_int) -> Result<(), Code> {
     Ok(())
 }
 
+/// Raises a fatal error, as if the library had found one.
+#[cfg(test)]
+pub(super) fn fail(client: &dyn Native) {
+    let out_of_order = rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+    // SAFETY: the client lives; the text is read during the call.
+    unsafe { rd::rd_kafka_test_fatal_error(client.native(), out_of_order, c"by a test".as_ptr()) };
+}
+
 /// Gives up all records that are not acknowledged: each is reported soon.
 pub(super) fn purge(client: &dyn Native) {
     // SAFETY: the client lives.

@@ -237,3 +237,6 @@ impl Shared {
         started.map(drop).map_err(|error| BrokerError::Unavailable(format!("no thread for the producer: {error}")))
     }
 }
+
+#[cfg(test)]
+mod tests;

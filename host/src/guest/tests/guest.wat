@@ -1,6 +1,5 @@
 ;; What wit-component makes of the world `pure`, with holes for the core module and further imports.
 (component
-  {imports}
   (type $ty-tidemill:guest/types@0.1.0 (;0;)
     (instance
       (type (;0;) (variant (case "none") (case "create-time" s64) (case "log-append-time" s64)))
@@ -140,4 +139,5 @@
     )
   )
   (export $tidemill:guest/handler@0.1.0 (;2;) "tidemill:guest/handler@0.1.0" (instance $tidemill:guest/handler@0.1.0-shim-instance))
+  {imports}
 )

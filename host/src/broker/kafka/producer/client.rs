@@ -101,6 +101,12 @@ impl Client {
         self.up.load(Ordering::Relaxed) && !self.dead.load(Ordering::Relaxed)
     }
 
+    /// Raises a fatal error.
+    #[cfg(test)]
+    pub(super) fn fail(&self) {
+        ffi::fail(&*self.library);
+    }
+
     /// Tells its thread that nobody sends by it any more.
     pub(super) fn part(&self) {
         self.parting.store(true, Ordering::SeqCst);
