@@ -86,7 +86,7 @@ impl Embedded {
         let (database, topics) = (Arc::new(database), Arc::new(topics));
         let mut log = Log::new(config.clone(), Arc::clone(&database), topics, None);
         let (topics, groups) = (Arc::clone(&log.topics), Arc::clone(&log.groups));
-        let writer = writer::start(Parts { config, database, connection, topics, groups, lock });
+        let writer = writer::start(Parts { config, database, connection, topics, groups, _lock: lock });
         let failed = |cause| BrokerError::Unavailable(format!("the log's writer can't be started: {cause}"));
         log.writer = Some(writer.map_err(failed)?);
         Ok(Self { log: Arc::new(log) })

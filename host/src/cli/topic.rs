@@ -99,7 +99,8 @@ pub async fn run<B: Broker>(broker: &B, command: Command) -> Result<(), TopicErr
         Command::List(args) => list::list(&*admin, args.topic.as_deref(), args.json, say).await,
         Command::Create(args) => {
             admin.create_topic(&args.topic, args.partitions, args.replicas).await?;
-            say(&format!("topic `{}` is there, with {} partitions", args.topic, args.partitions)).map_err(TopicError::from)
+            say(&format!("topic `{}` is there, with {} partitions", args.topic, args.partitions))
+                .map_err(TopicError::from)
         }
         Command::Tail(args) => tail::tail(&*admin, &args, say).await,
         Command::Produce(args) => {

@@ -7,9 +7,9 @@ use rusqlite::Connection;
 use tidemill_core::record::{Chunk, Offset};
 use tokio::sync::oneshot;
 
+use super::Log;
 use super::reads::{self, Reads};
 use super::writer::{Command, Create};
-use super::Log;
 use crate::broker::{Admin, BrokerError, TopicInfo};
 
 /// One reading outside of groups takes so much at most.

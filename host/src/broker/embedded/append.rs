@@ -75,11 +75,14 @@ struct Segment {
 impl Tail {
     /// Reads it from the database.
     pub(super) fn load(connection: &Connection, partition: i64) -> rusqlite::Result<Self> {
-        let next = connection.prepare_cached("SELECT next FROM partition WHERE id = ?1")?.query_row([partition], |row| row.get(0))?;
+        let next = connection
+            .prepare_cached("SELECT next FROM partition WHERE id = ?1")?
+            .query_row([partition], |row| row.get(0))?;
         let mut sums = connection.prepare_cached(
             "SELECT coalesce(sum(bytes), 0), coalesce(max(latest_ms), ?2) FROM segment WHERE partition = ?1",
         )?;
-        let (bytes, latest_ms) = sums.query_row([partition, i64::MIN], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)))?;
+        let (bytes, latest_ms) =
+            sums.query_row([partition, i64::MIN], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)))?;
         let bytes = bytes as u64;
         // After a start, new records begin a new segment: what was is not counted again.
         Ok(Self { next, bytes, latest_ms, segment: None })

@@ -85,7 +85,8 @@ mod tests {
             assert_eq!(wanted.len(), all.len(), "each partition has a member");
             let loads = loads(&wanted);
             assert!(loads.iter().max() <= loads.iter().min().map(|min| min + 1).as_ref(), "{loads:?}");
-            let moved = wanted.iter().filter(|(partition, member)| last.get(*partition).is_some_and(|last| last != *member));
+            let moved =
+                wanted.iter().filter(|(partition, member)| last.get(*partition).is_some_and(|last| last != *member));
             let left = last.values().filter(|member| !members.contains_key(member)).count();
             let joined = members.keys().filter(|member| !last.values().any(|last| last == *member)).count();
             let share = all.len().div_ceil(members.len());

@@ -101,7 +101,10 @@ impl Config {
 
     /// Refuses what can't work, naming the key.
     pub(super) fn check(&self) -> Result<(), BrokerError> {
-        let declared = self.topics.iter().filter_map(|(name, topic)| Some((format!("topics.{name}.partitions"), topic.partitions?)));
+        let declared = self
+            .topics
+            .iter()
+            .filter_map(|(name, topic)| Some((format!("topics.{name}.partitions"), topic.partitions?)));
         for (key, partitions) in declared.chain([("partitions".to_owned(), self.partitions)]) {
             check_partitions(&key, partitions)?;
         }

@@ -39,9 +39,15 @@ struct Begun {
 
 /// What a read found.
 enum Found {
-    Records { chunk: Arc<Chunk>, first: Offset, last: Offset },
+    Records {
+        chunk: Arc<Chunk>,
+        first: Offset,
+        last: Offset,
+    },
     /// Nothing from the position on; this is the oldest kept offset.
-    Nothing { start: Offset },
+    Nothing {
+        start: Offset,
+    },
 }
 
 impl EmbeddedConsumer {
@@ -70,7 +76,9 @@ impl EmbeddedConsumer {
             }
             (None, Some(begin)) => {
                 // The group has a place from now on, so that it skips nothing if this host ends before it commits.
-                self.write_commit(vec![(name.clone(), begin)]).await.map_err(|error| BrokerError::Unavailable(error.to_string()))?;
+                self.write_commit(vec![(name.clone(), begin)])
+                    .await
+                    .map_err(|error| BrokerError::Unavailable(error.to_string()))?;
                 Ok(Some(begin.max(start)))
             }
             (None, None) => Ok(Some(start)),

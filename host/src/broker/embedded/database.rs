@@ -57,7 +57,8 @@ impl Database {
     /// A database of a log that another process may hold.
     pub(super) fn of_another(folder: &Path) -> Result<Self, BrokerError> {
         if !folder.join(NAME).is_file() {
-            let text = format!("there is no embedded log in `{}` yet; a host or `topic create` makes it", folder.display());
+            let text =
+                format!("there is no embedded log in `{}` yet; a host or `topic create` makes it", folder.display());
             return Err(BrokerError::Config(text));
         }
         Ok(Self { place: Place::Folder(folder.to_owned()), turns: Mutex::new(()) })

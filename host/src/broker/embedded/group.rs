@@ -153,8 +153,12 @@ impl Group {
     /// Takes away what was not given back in time. Returns whether there was any.
     pub(super) fn expire(&mut self, now: Instant) -> bool {
         let late = |hold: &Hold| matches!(hold.state, State::Revoked { until, .. } if until <= now);
-        let expired: Vec<_> =
-            self.held.iter().filter(|(_, hold)| late(hold)).map(|(partition, hold)| (partition.clone(), hold.member)).collect();
+        let expired: Vec<_> = self
+            .held
+            .iter()
+            .filter(|(_, hold)| late(hold))
+            .map(|(partition, hold)| (partition.clone(), hold.member))
+            .collect();
         for (partition, id) in &expired {
             self.held.remove(partition);
             if let Some(member) = self.members.get_mut(id) {

@@ -72,7 +72,8 @@ mod tests {
             name: Bytes::from_static(name),
             value: value.map(Bytes::from_static),
         };
-        let headers = [header(b"a", Some(b"1")), header(b"a", None), header(b"\xff", Some(b"")), header(b"", Some(b"x"))];
+        let headers =
+            [header(b"a", Some(b"1")), header(b"a", None), header(b"\xff", Some(b"")), header(b"", Some(b"x"))];
         let bytes = encode(&headers).expect("there are some");
         let read = decode(&bytes).expect("they are whole");
         let expected: Vec<_> =

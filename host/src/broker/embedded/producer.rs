@@ -93,7 +93,8 @@ impl Producer for EmbeddedProducer {
     }
 
     fn warm<'a>(&'a self, topics: &'a [Arc<str>], _deadline: Duration) -> BoxFuture<'a, Result<(), SendError>> {
-        let missing = topics.iter().find(|topic| !self.log.config.create_topics && self.log.topics.get(topic).is_none());
+        let missing =
+            topics.iter().find(|topic| !self.log.config.create_topics && self.log.topics.get(topic).is_none());
         let result = match missing {
             Some(topic) => Err(SendError::NoSuchTopic(topic.to_string())),
             None => Ok(()),

@@ -109,7 +109,8 @@ pub(super) fn start(connection: &Connection, partition: i64) -> Result<Offset, B
 /// All topics with their partitions, or the named one.
 pub(super) fn topics(connection: &Connection, name: Option<&str>) -> Result<Vec<TopicInfo>, BrokerError> {
     let names = || -> rusqlite::Result<Vec<String>> {
-        let mut statement = connection.prepare_cached("SELECT name FROM topic WHERE ?1 IS NULL OR name = ?1 ORDER BY name")?;
+        let mut statement =
+            connection.prepare_cached("SELECT name FROM topic WHERE ?1 IS NULL OR name = ?1 ORDER BY name")?;
         statement.query_map([name], |row| row.get(0))?.collect()
     };
     let names = names().map_err(refused)?;
@@ -149,8 +150,10 @@ pub(super) fn offset_for_time(connection: &Connection, partition: &Bounds, milli
         let Some(from) = segment.query_row([partition.id, millis], |row| row.get::<_, Option<Offset>>(0))? else {
             return Ok(None);
         };
-        let sql =
-            format!("SELECT offset FROM records_{} WHERE offset >= ?1 AND timestamp_ms >= ?2 ORDER BY offset LIMIT 1", partition.id);
+        let sql = format!(
+            "SELECT offset FROM records_{} WHERE offset >= ?1 AND timestamp_ms >= ?2 ORDER BY offset LIMIT 1",
+            partition.id
+        );
         connection.prepare_cached(&sql)?.query_row([from, millis], |row| row.get(0)).optional()
     };
     Ok(find().map_err(refused)?.unwrap_or(partition.next))

@@ -37,7 +37,13 @@ pub(super) fn apply(
         delete(connection, partition.id, &oldest)?;
         tail.deleted(oldest.first, oldest.bytes);
         partition.publish_start(oldest.next);
-        tracing::debug!(partition = partition.id, from = oldest.first, to = oldest.next, too_old, "old records are deleted");
+        tracing::debug!(
+            partition = partition.id,
+            from = oldest.first,
+            to = oldest.next,
+            too_old,
+            "old records are deleted"
+        );
     }
     Ok(true)
 }
@@ -47,16 +53,19 @@ fn oldest(connection: &Connection, partition: i64) -> rusqlite::Result<Option<Ol
         "SELECT first, next, bytes, appended_ms FROM segment WHERE partition = ?1 ORDER BY first LIMIT 1",
     )?;
     let read = |row: &rusqlite::Row<'_>| {
-        Ok(Oldest { first: row.get(0)?, next: row.get(1)?, bytes: row.get::<_, i64>(2)? as u64, appended_ms: row.get(3)? })
+        Ok(Oldest {
+            first: row.get(0)?,
+            next: row.get(1)?,
+            bytes: row.get::<_, i64>(2)? as u64,
+            appended_ms: row.get(3)?,
+        })
     };
     statement.query_row([partition], read).optional()
 }
 
 fn delete(connection: &mut Connection, partition: i64, oldest: &Oldest) -> rusqlite::Result<()> {
     let deleting = connection.transaction()?;
-    deleting
-        .prepare_cached(&format!("DELETE FROM records_{partition} WHERE offset < ?1"))?
-        .execute([oldest.next])?;
+    deleting.prepare_cached(&format!("DELETE FROM records_{partition} WHERE offset < ?1"))?.execute([oldest.next])?;
     deleting
         .prepare_cached("DELETE FROM segment WHERE partition = ?1 AND first = ?2")?
         .execute(params![partition, oldest.first])?;

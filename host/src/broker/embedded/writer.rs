@@ -73,7 +73,7 @@ pub(super) struct Parts {
     pub(super) topics: Arc<Topics>,
     pub(super) groups: Arc<Groups>,
     /// Held as long as the thread may write; none in memory.
-    pub(super) lock: Option<Lock>,
+    pub(super) _lock: Option<Lock>,
 }
 
 struct Body {
@@ -99,8 +99,7 @@ pub(super) fn start(parts: Parts) -> std::io::Result<Writer> {
 /// Makes a topic in the database.
 pub(super) fn create_topic(connection: &mut Connection, name: &str, partitions: i32) -> rusqlite::Result<Topic> {
     let making = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let topic: i64 =
-        making.query_row("INSERT INTO topic (name) VALUES (?1) RETURNING id", [name], |row| row.get(0))?;
+    let topic: i64 = making.query_row("INSERT INTO topic (name) VALUES (?1) RETURNING id", [name], |row| row.get(0))?;
     let mut made = Vec::new();
     for number in 0..partitions {
         let sql = "INSERT INTO partition (topic, number) VALUES (?1, ?2) RETURNING id";
@@ -331,7 +330,8 @@ impl Batch {
                 Command::Commit(commit) => self.commits.push(commit),
                 Command::Create(create) => return Some(create),
             }
-            if self.bytes < TRANSACTION_BYTES_MAX && self.appends.len() + self.commits.len() < TRANSACTION_COMMANDS_MAX {
+            if self.bytes < TRANSACTION_BYTES_MAX && self.appends.len() + self.commits.len() < TRANSACTION_COMMANDS_MAX
+            {
                 next = inbox.try_recv().ok();
             }
         }
@@ -344,7 +344,8 @@ impl Batch {
 
     fn fail(self, error: &WriteError) {
         let text = error.to_string();
-        let refusal = if error.unknown { SendError::Unknown(text.clone()) } else { SendError::Unavailable(text.clone()) };
+        let refusal =
+            if error.unknown { SendError::Unknown(text.clone()) } else { SendError::Unavailable(text.clone()) };
         for append in self.appends {
             drop(append.answer.send(append.records.iter().map(|_| Err(refusal.clone())).collect()));
         }

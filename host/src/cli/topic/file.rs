@@ -78,7 +78,9 @@ impl Format {
 
 impl Source {
     /// Reads the file's records one by one.
-    pub(super) fn entries(&self) -> Result<Box<dyn Iterator<Item = Result<Entry, InvalidFile>> + Send + '_>, InvalidFile> {
+    pub(super) fn entries(
+        &self,
+    ) -> Result<Box<dyn Iterator<Item = Result<Entry, InvalidFile>> + Send + '_>, InvalidFile> {
         let unreadable = |cause| InvalidFile::Unreadable { path: self.path.clone(), cause };
         let file = BufReader::with_capacity(1 << 18, File::open(&self.path).map_err(unreadable)?);
         Ok(match self.format {
@@ -97,7 +99,9 @@ impl Source {
             && !names.iter().any(|name| name == key)
         {
             let known: Vec<_> = names.iter().collect();
-            return Err(self.wrong(1, format!("there is no column `{key}` for the key; there are `{}`", known.join("`, `"))));
+            return Err(
+                self.wrong(1, format!("there is no column `{key}` for the key; there are `{}`", known.join("`, `")))
+            );
         }
         Ok(reader.into_records().map(move |row| {
             let row = row.map_err(|error| self.csv_error(&error))?;

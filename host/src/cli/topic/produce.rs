@@ -118,9 +118,7 @@ async fn send(
     }
 }
 
-fn next_batch(
-    entries: &mut dyn Iterator<Item = Result<Entry, InvalidFile>>,
-) -> Result<Vec<Entry>, InvalidFile> {
+fn next_batch(entries: &mut dyn Iterator<Item = Result<Entry, InvalidFile>>) -> Result<Vec<Entry>, InvalidFile> {
     let mut batch = Vec::new();
     let mut bytes = 0;
     while batch.len() < BATCH_RECORDS && bytes < BATCH_BYTES {

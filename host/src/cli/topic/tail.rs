@@ -173,8 +173,10 @@ fn time_of(record: &Record) -> Option<String> {
 }
 
 fn json_line(partition: i32, record: &Record) -> String {
-    let headers: Vec<_> =
-        record.headers().map(|header| json!({"name": value_of(Some(header.name)), "value": value_of(header.value)})).collect();
+    let headers: Vec<_> = record
+        .headers()
+        .map(|header| json!({"name": value_of(Some(header.name)), "value": value_of(header.value)}))
+        .collect();
     json!({
         "partition": partition,
         "offset": record.offset(),
@@ -208,7 +210,9 @@ fn shown(bytes: Option<&[u8]>) -> String {
     match bytes.map(|bytes| (std::str::from_utf8(bytes), bytes)) {
         None => "null".to_owned(),
         Some((Ok(""), _)) => "\"\"".to_owned(),
-        Some((Ok(text), _)) => text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect(),
+        Some((Ok(text), _)) => {
+            text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+        }
         Some((Err(_), bytes)) => format!("base64:{}", STANDARD.encode(bytes)),
     }
 }

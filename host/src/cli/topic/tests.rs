@@ -131,7 +131,8 @@ async fn rows_become_objects_of_texts_or_of_values() {
     let content = "id,n,note\na,01,\"x, y\"\nb,2.50,\n";
     bench.produce("r.csv", content, &["--key", "id"]).await.expect("it is sent");
     bench.produce("r.csv", content, &["--typed"]).await.expect("it is sent");
-    let values: Vec<_> = bench.tail(&[]).await.iter().map(|line| line.splitn(3, ' ').nth(2).map(str::to_owned)).collect();
+    let values: Vec<_> =
+        bench.tail(&[]).await.iter().map(|line| line.splitn(3, ' ').nth(2).map(str::to_owned)).collect();
     let expected = [
         r#"a {"id":"a","n":"01","note":"x, y"}"#,
         r#"b {"id":"b","n":"2.50","note":""}"#,
@@ -183,11 +184,16 @@ async fn what_is_no_text_is_shown_as_base64_and_null_is_not_empty() {
         value: value.map(bytes::Bytes::from_static),
     };
     let headers = vec![header(b"h", None), header(b"\xff", Some(b"1"))];
-    bench.send(vec![Outgoing { headers, ..record(0, Some(b"\xff\xfe"), None) }, record(2, Some(b""), Some(b"a\nb"))]).await;
-    assert_eq!(bench.tail(&[]).await, [
-        "0/0 1970-01-01T00:00:00.000Z base64://4= null h=null base64:/w===1",
-        "0/1 1970-01-01T00:00:00.002Z \"\" a\\nb",
-    ]);
+    bench
+        .send(vec![Outgoing { headers, ..record(0, Some(b"\xff\xfe"), None) }, record(2, Some(b""), Some(b"a\nb"))])
+        .await;
+    assert_eq!(
+        bench.tail(&[]).await,
+        [
+            "0/0 1970-01-01T00:00:00.000Z base64://4= null h=null base64:/w===1",
+            "0/1 1970-01-01T00:00:00.002Z \"\" a\\nb",
+        ]
+    );
     let expected = serde_json::json!({
         "partition": 0, "offset": 0, "timestamp": "1970-01-01T00:00:00.000Z", "key": {"base64": "//4="}, "value": null,
         "headers": [{"name": "h", "value": null}, {"name": {"base64": "/w=="}, "value": "1"}],
@@ -200,11 +206,12 @@ async fn topics_are_listed_for_people_and_for_programs() {
     let bench = Bench::new();
     bench.create(2).await;
     bench.send(vec![record(0, None, None), record(1, None, None), record(2, None, None)]).await;
-    assert_eq!(bench.list(false).await, [
-        "TOPIC  PARTITIONS       RECORDS  REPLICAS",
-        "t               2             3         1",
-    ]);
-    let partition = |number: i32, end: i64| serde_json::json!({"partition": number, "start": 0, "end": end, "replicas": 1});
+    assert_eq!(
+        bench.list(false).await,
+        ["TOPIC  PARTITIONS       RECORDS  REPLICAS", "t               2             3         1",]
+    );
+    let partition =
+        |number: i32, end: i64| serde_json::json!({"partition": number, "start": 0, "end": end, "replicas": 1});
     let expected = serde_json::json!({
         "topic": "t", "records": 3, "replicas": 1, "partitions": [partition(0, 2), partition(1, 1)],
     });

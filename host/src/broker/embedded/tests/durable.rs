@@ -36,7 +36,8 @@ fn what_is_acknowledged_survives_kill_9() {
             let words: Vec<&str> = line.split_whitespace().collect();
             match words[..] {
                 ["ack", offset, number] if line.ends_with('\n') => {
-                    acknowledged.insert(offset.parse::<i64>().expect("a number"), number.parse::<u64>().expect("a number"));
+                    acknowledged
+                        .insert(offset.parse::<i64>().expect("a number"), number.parse::<u64>().expect("a number"));
                     seen += 1;
                 }
                 ["committed", offset] if line.ends_with('\n') => committed = offset.parse().expect("a number"),
@@ -135,7 +136,9 @@ async fn one_process_writes_and_others_may_look() {
     store(&broker, vec![numbered("t", None, 2)]).await;
     let chunk = other.admin().expect("it has an admin").read("t", 0, 0, 10).await.expect("it can be read");
     assert_eq!(chunk.records().map(|record| number_of(&record)).collect::<Vec<_>>(), [1, 2]);
-    assert!(other.producer(&BTreeMap::new()).is_err() && other.consumer(&subscription("t", StartAt::Earliest)).is_err());
+    assert!(
+        other.producer(&BTreeMap::new()).is_err() && other.consumer(&subscription("t", StartAt::Earliest)).is_err()
+    );
     assert!(other.admin().expect("it has an admin").create_topic("u", 1, None).await.is_err());
 
     drop(broker);

@@ -15,7 +15,11 @@ async fn writing_to_a_topic_makes_it_for_those_who_wait_for_it() {
     let reader = &mut readers[positions[0].partition as usize];
     let chunk = reader.next(10, 1000).await.expect("it can be read");
     assert_eq!(chunk.len(), 1, "its first record is after the subscription, so it is read");
-    let refused = broker.producer(&BTreeMap::new()).expect("it has one").send(vec![numbered("a/b", None, 1)], WhenFull::Wait).await;
+    let refused = broker
+        .producer(&BTreeMap::new())
+        .expect("it has one")
+        .send(vec![numbered("a/b", None, 1)], WhenFull::Wait)
+        .await;
     assert!(matches!(&refused[..], [Err(SendError::NoSuchTopic(name))] if name == "a/b"), "{refused:?}");
 }
 
@@ -77,7 +81,9 @@ async fn a_full_queue_refuses_or_waits_in_line() {
     let other = rusqlite::Connection::open(folder.path().join("log/log.db")).expect("a second writer");
     other.execute_batch("BEGIN IMMEDIATE").expect("it holds up the first");
 
-    let send = |number: u64, when_full| producer.send(vec![numbered("t", Some(0), number + 10), numbered("t", Some(0), number)], when_full);
+    let send = |number: u64, when_full| {
+        producer.send(vec![numbered("t", Some(0), number + 10), numbered("t", Some(0), number)], when_full)
+    };
     let mut first = send(1, WhenFull::Refuse);
     assert!(poll!(&mut first).is_pending(), "it is queued");
     assert_eq!(send(2, WhenFull::Refuse).await, [Err(SendError::QueueFull), Err(SendError::QueueFull)]);
@@ -117,7 +123,8 @@ async fn many_sends_share_transactions_and_all_is_read_in_order() {
         let (end, mut last, mut count) = (reader.end_offset().expect("it is known"), -1, 0);
         while last + 1 < end {
             for record in reader.next(500, 1 << 20).await.expect("it can be read").records() {
-                let key: i64 = std::str::from_utf8(record.key().expect("a key")).expect("text").parse().expect("a number");
+                let key: i64 =
+                    std::str::from_utf8(record.key().expect("a key")).expect("text").parse().expect("a number");
                 assert!(record.offset() == last + 1 && key >= 0);
                 (last, count) = (record.offset(), count + 1);
             }
