@@ -30,7 +30,7 @@ pub(crate) fn run(run: &Run) -> Result<Measured> {
     let metrics = Metrics::new().handler("identity");
     let stop = CancellationToken::new();
     let group = {
-        let broker = Kafka::new(&kafka)?;
+        let broker = Kafka::new(kafka)?;
         let _inside = runtime.enter();
         let producer = broker.producer(&BTreeMap::new())?;
         let backends = Backends { kv: BTreeMap::new(), sql: BTreeMap::new(), secrets: BTreeMap::new(), producer: Arc::clone(&producer) };

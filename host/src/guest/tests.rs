@@ -3,7 +3,6 @@
 mod calls;
 mod loads;
 mod odd;
-mod sdk;
 mod swaps;
 
 use std::collections::BTreeMap;
