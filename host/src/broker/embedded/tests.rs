@@ -71,7 +71,13 @@ fn subscription(topic: &str, start_at: StartAt) -> Subscription {
 /// Joins a group and starts the first partitions that it is given.
 async fn join(broker: &Embedded, topic: &str, start_at: StartAt) -> (EmbeddedConsumer, Vec<EmbeddedReader>) {
     let mut consumer = broker.consumer(&subscription(topic, start_at)).expect("a member joins");
-    let ConsumerEvent::Assigned(partitions) = consumer.next_event().await else { panic!("it is assigned first") };
+    // The first news may be that there is nothing yet.
+    let partitions = loop {
+        let ConsumerEvent::Assigned(partitions) = consumer.next_event().await else { panic!("it is assigned first") };
+        if !partitions.is_empty() {
+            break partitions;
+        }
+    };
     let readers = consumer.start(&partitions).await.expect("they can be read");
     (consumer, readers.into_iter().map(|(_, reader)| reader).collect())
 }

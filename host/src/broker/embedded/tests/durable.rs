@@ -181,6 +181,7 @@ async fn a_member_that_does_not_let_go_loses_its_place_and_may_not_commit() {
     let commit = vec![(moving[0].clone(), 0)];
     first.commit(commit.clone()).await.expect("it is still its own");
 
+    assert!(matches!(second.next_event().await, ConsumerEvent::Assigned(none) if none.is_empty()), "it has joined");
     let before = tokio::time::Instant::now();
     let ConsumerEvent::Assigned(taken) = second.next_event().await else { panic!("it is taken over") };
     assert_eq!((&taken, before.elapsed().as_secs()), (&moving, 30));
