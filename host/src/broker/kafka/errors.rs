@@ -88,6 +88,10 @@ fn refused(record: &Outgoing, code: Code) -> SendError {
             SendError::Denied(record.topic.to_string())
         }
         code if is_absence(code) => SendError::Unavailable(code.to_string()),
+        // The producer's own session is broken, which no record is to blame for; the client is made anew.
+        Code::OutOfOrderSequenceNumber | Code::UnknownProducerId | Code::InvalidProducerEpoch | Code::Fatal => {
+            SendError::Unknown(code.to_string())
+        }
         code => SendError::Rejected(code.to_string()),
     }
 }
