@@ -45,7 +45,8 @@ pub(crate) fn dispatch(quick: bool, json: Option<&Path>) -> Result<()> {
     let kafka = Kafka::start_nodes(1)?;
     let bootstrap = kafka.bootstrap();
     let rounds = if quick { 2 } else { 5 };
-    let sizes: [(usize, u64); 2] = if quick { [(100, 400_000), (1024, 150_000)] } else { [(100, 1_500_000), (1024, 400_000)] };
+    let sizes: [(usize, u64); 2] =
+        if quick { [(100, 400_000), (1024, 150_000)] } else { [(100, 1_500_000), (1024, 400_000)] };
     let mut lines = Vec::new();
     for (record_bytes, records) in sizes {
         let input = format!("in-{record_bytes}");
@@ -53,10 +54,16 @@ pub(crate) fn dispatch(quick: bool, json: Option<&Path>) -> Result<()> {
         let mut series = vec![Series::default(); WAYS.len()];
         for round in 0..rounds {
             for (way, series) in WAYS.iter().zip(&mut series) {
-                let output = format!("out-{record_bytes}-{round}-{}", way.label.replace([' ', ',', '(', ')', '/'], "-"));
+                let output =
+                    format!("out-{record_bytes}-{round}-{}", way.label.replace([' ', ',', '(', ')', '/'], "-"));
                 create(&bootstrap, &output)?;
                 let measured = run(&bootstrap, way, &input, &output, records / way.share)?;
-                eprintln!("round {} of {rounds}, {record_bytes} B, {}: {:.0} records/s", round + 1, way.label, measured.records as f64 / measured.seconds);
+                eprintln!(
+                    "round {} of {rounds}, {record_bytes} B, {}: {:.0} records/s",
+                    round + 1,
+                    way.label,
+                    measured.records as f64 / measured.seconds
+                );
                 series.add(measured);
                 delete(&bootstrap, &output)?;
             }
@@ -97,7 +104,11 @@ fn run(bootstrap: &str, way: &Way, input: &str, output: &str, records: u64) -> R
     let text = String::from_utf8(done.stdout)?;
     let result: Value = serde_json::from_str(text.lines().last().context("the run printed nothing")?)?;
     let number = |key: &str| result[key].as_f64().with_context(|| format!("the run printed no {key}"));
-    Ok(Measured { records: number("records")? as u64, seconds: number("seconds")?, cpu_seconds: number("cpu_seconds")? })
+    Ok(Measured {
+        records: number("records")? as u64,
+        seconds: number("seconds")?,
+        cpu_seconds: number("cpu_seconds")?,
+    })
 }
 
 fn fill(bootstrap: &str, topic: &str, record_bytes: usize, records: u64) -> Result<()> {
@@ -121,7 +132,10 @@ fn fill(bootstrap: &str, topic: &str, record_bytes: usize, records: u64) -> Resu
 fn create(bootstrap: &str, topic: &str) -> Result<()> {
     let new = NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(1));
     let results = wait(admin(bootstrap)?.create_topics([&new], &AdminOptions::new()))??;
-    results.into_iter().try_for_each(|result| result.map(drop)).map_err(|(topic, error)| anyhow::anyhow!("create {topic}: {error}"))
+    results
+        .into_iter()
+        .try_for_each(|result| result.map(drop))
+        .map_err(|(topic, error)| anyhow::anyhow!("create {topic}: {error}"))
 }
 
 fn delete(bootstrap: &str, topic: &str) -> Result<()> {

@@ -3,6 +3,8 @@
 //! Each run of a contender is a process of its own, so that its CPU time is its own. Contenders take turns, and the native
 //! loop takes two turns in each round: the difference between the two is what the machine itself does to a figure.
 
+#![allow(clippy::print_stdout, reason = "figures go to standard output")]
+
 mod dispatch;
 mod native;
 mod pipeline;

@@ -33,13 +33,19 @@ pub(crate) fn run(run: &Run) -> Result<Measured> {
         let broker = Kafka::new(kafka)?;
         let _inside = runtime.enter();
         let producer = broker.producer(&BTreeMap::new())?;
-        let backends = Backends { kv: BTreeMap::new(), sql: BTreeMap::new(), secrets: BTreeMap::new(), producer: Arc::clone(&producer) };
+        let backends = Backends {
+            kv: BTreeMap::new(),
+            sql: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            producer: Arc::clone(&producer),
+        };
         let engine = Arc::new(Engine::new(&folder.path().join("state"))?);
         let module = fs::read(&spec.module)?;
         let live = runtime.block_on(LiveHandler::load(&engine, &spec, &backends, Arc::clone(&metrics), module))?;
         let letters = DeadLetters { handler: "identity".into(), group: run.group.as_str().into(), topic: None };
         let settler = Settler::new(producer, spec.retry.clone(), letters, Arc::clone(&metrics));
-        let group = Group::new(broker, spec.consumer.clone(), Arc::new(live), settler, Arc::clone(&metrics), Arc::default());
+        let group =
+            Group::new(broker, spec.consumer.clone(), Arc::new(live), settler, Arc::clone(&metrics), Arc::default());
         runtime.spawn(group.run(stop.clone()))
     };
     let started = Instant::now();
@@ -64,7 +70,10 @@ fn spec(run: &Run, folder: &std::path::Path) -> Result<HandlerSpec> {
     let batch = if run.isolation == "record" { 1 } else { run.batch };
     let manifest = format!(
         "topics = [\"{}\"]\ngroup = \"{}\"\nisolation = \"{}\"\nbatch.records_max = {batch}\ngrants.produce = [\"{output}\"]\nconfig.to = \"{output}\"\n",
-        run.input, run.group, run.isolation, output = run.output,
+        run.input,
+        run.group,
+        run.isolation,
+        output = run.output,
     );
     fs::write(folder.join("handler.toml"), manifest)?;
     HandlerSpec::read(&folder).map_err(|problems| anyhow!("{problems:?}"))

@@ -76,8 +76,18 @@ pub(crate) fn write(lines: &[Line], path: &Path) -> Result<()> {
     for line in lines {
         let native = native(lines, line.record_bytes);
         let metrics = [
-            ("client_cpu_us_per_record", "µs", &line.series.cpu_us_per_record, native.map(|native| &native.series.cpu_us_per_record)),
-            ("records_per_second", "1/s", &line.series.records_per_second, native.map(|native| &native.series.records_per_second)),
+            (
+                "client_cpu_us_per_record",
+                "µs",
+                &line.series.cpu_us_per_record,
+                native.map(|native| &native.series.cpu_us_per_record),
+            ),
+            (
+                "records_per_second",
+                "1/s",
+                &line.series.records_per_second,
+                native.map(|native| &native.series.records_per_second),
+            ),
         ];
         for (metric, unit, values, native) in metrics {
             objects.push(json!({

@@ -82,6 +82,7 @@ impl Watch {
 /// User and system time of this process so far, all threads.
 fn cpu_time() -> Result<Duration> {
     let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).context("getrusage")?;
-    let micros = |time: nix::sys::time::TimeVal| Duration::from_micros((time.tv_sec() * 1_000_000 + time.tv_usec()) as u64);
+    let micros =
+        |time: nix::sys::time::TimeVal| Duration::from_micros((time.tv_sec() * 1_000_000 + time.tv_usec()) as u64);
     Ok(micros(usage.user_time()) + micros(usage.system_time()))
 }

@@ -13,6 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use self::view::View;
+use crate::admin::{self, Admin};
 use crate::broker::embedded::Embedded;
 use crate::broker::kafka::Kafka;
 use crate::broker::{Broker, Producer};
@@ -20,13 +21,12 @@ use crate::cli::{Failure, topic as topic_command};
 use crate::config::{self, Config, Problem};
 use crate::fleet::{self, Fleet, HandlerError, Roster};
 use crate::guest::{Backends, Engine};
+use crate::ingest::{self, Ingest};
 use crate::metrics::Metrics;
 use crate::store::memory::MemoryKeyValue;
 use crate::store::postgres::Postgres;
 use crate::store::sqlite::{Sqlite, SqliteKeyValue};
 use crate::store::{KeyValue, Sql};
-use crate::admin::{self, Admin};
-use crate::ingest::{self, Ingest};
 
 /// One of the host's two roles, to run alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -146,7 +146,10 @@ async fn host<B: Broker>(
         for producer in &producers {
             let unsent = producer.flush(config.shutdown_deadline).await;
             if unsent > 0 {
-                tracing::warn!(unsent, "records were not acknowledged before the end; whoever sent them was told, or they come again");
+                tracing::warn!(
+                    unsent,
+                    "records were not acknowledged before the end; whoever sent them was told, or they come again"
+                );
             }
         }
         stop_admin.cancel();
@@ -163,7 +166,8 @@ async fn host<B: Broker>(
 
 /// Connects the producers ahead of the first record. The host goes on without, and says when it is ready.
 async fn warm(producers: &[Arc<dyn Producer>], config: &Config) {
-    let topics: Vec<Arc<str>> = config.ingest.iter().flat_map(|ingest| &ingest.topics).map(|topic| topic.as_str().into()).collect();
+    let topics: Vec<Arc<str>> =
+        config.ingest.iter().flat_map(|ingest| &ingest.topics).map(|topic| topic.as_str().into()).collect();
     for producer in producers {
         if let Err(error) = producer.warm(&topics, WARM_DEADLINE).await {
             tracing::warn!(%error, "a producer is not connected yet; the host goes on and says when it is ready");

@@ -55,15 +55,21 @@ pub struct Effects {
 }
 
 impl Attempt {
-    /// An attempt at least once on these records.
-    pub fn new(from: TopicPartition, epoch: u64, records: Vec<CallRecord>, deadline: Duration) -> Self {
+    /// An attempt on these records of a live delivery.
+    pub fn new(
+        from: TopicPartition,
+        epoch: u64,
+        records: Vec<CallRecord>,
+        guarantee: Guarantee,
+        deadline: Duration,
+    ) -> Self {
         Self {
             from,
             epoch,
             records,
             deadline,
             delivery: "live",
-            guarantee: Guarantee::AtLeastOnce,
+            guarantee,
             effects: Effects::default(),
         }
     }
@@ -96,7 +102,11 @@ async fn call(handler: &dyn Handler, attempt: &mut Attempt) -> Called {
         *outcomes = attempt
             .records
             .iter()
-            .map(|record| if record.record.malformed() { malformed() } else { given.next().unwrap_or(Outcome::Untouched) })
+            .map(
+                |record| {
+                    if record.record.malformed() { malformed() } else { given.next().unwrap_or(Outcome::Untouched) }
+                },
+            )
             .collect();
     }
     called

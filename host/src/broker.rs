@@ -237,6 +237,9 @@ pub struct PartitionInfo {
     pub replicas: usize,
 }
 
+/// For each partition of a topic, the offset that a group has committed there, if any.
+pub type Committed = Vec<(i32, Option<Offset>)>;
+
 /// Looks after topics and groups, for commands and for checks at start.
 pub trait Admin: Send + Sync + 'static {
     /// All topics, or the named one, by name. Internal topics are left out.
@@ -254,7 +257,7 @@ pub trait Admin: Send + Sync + 'static {
     fn offsets_for_time(&self, topic: &str, millis: i64) -> BoxFuture<'_, Result<Vec<(i32, Offset)>, BrokerError>>;
 
     /// A group's committed offsets of a topic.
-    fn committed(&self, group: &str, topic: &str) -> BoxFuture<'_, Result<Vec<(i32, Option<Offset>)>, BrokerError>>;
+    fn committed(&self, group: &str, topic: &str) -> BoxFuture<'_, Result<Committed, BrokerError>>;
 
     /// Reads partitions outside any group, from the given offsets; for `topic tail`.
     fn read(

@@ -149,7 +149,11 @@ impl Config {
         let mut problems = Vec::new();
         let mut broker = file.broker;
         if let Broker::Kafka(kafka) = &mut broker {
-            let sections = [("properties", &mut kafka.properties), ("consumer", &mut kafka.consumer), ("producer", &mut kafka.producer)];
+            let sections = [
+                ("properties", &mut kafka.properties),
+                ("consumer", &mut kafka.consumer),
+                ("producer", &mut kafka.producer),
+            ];
             for (section, properties) in sections {
                 fill_in(path, section, properties, &mut problems);
             }
@@ -158,16 +162,23 @@ impl Config {
         for (name, reference) in &file.secrets {
             match reference.read_strict(folder) {
                 Ok(secret) => drop(secrets.insert(name.clone(), secret)),
-                Err(error) => problems.push(Problem::invalid(path, &format!("secrets.{name}"), format!("can't be read: {error}"))),
+                Err(error) => {
+                    problems.push(Problem::invalid(path, &format!("secrets.{name}"), format!("can't be read: {error}")))
+                }
             }
         }
         let handlers = file.handlers.map(|handlers| folder.join(handlers.folder));
         if let Some(handlers) = handlers.as_ref().filter(|handlers| !handlers.is_dir()) {
-            let text = format!("is `{}`, which is no folder; make it, with one folder for each handler", handlers.display());
+            let text =
+                format!("is `{}`, which is no folder; make it, with one folder for each handler", handlers.display());
             problems.push(Problem::invalid(path, "handlers.folder", text));
         }
         if handlers.is_none() && file.ingest.is_none() {
-            problems.push(Problem::invalid(path, "handlers", "is not set and neither is `ingest`: this host would do nothing; add one"));
+            problems.push(Problem::invalid(
+                path,
+                "handlers",
+                "is not set and neither is `ingest`: this host would do nothing; add one",
+            ));
         }
         if !problems.is_empty() {
             return Err(problems);

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::commit::Committer;
 pub use self::progress::{Membership, PartitionView, Progress};
+use crate::attempt::Guarantee;
 use crate::broker::{Broker, Consumer, ConsumerEvent, Subscription};
 use crate::fault::Fault;
 use crate::guest::Handler;
@@ -33,6 +34,8 @@ use crate::settle::Settler;
 pub struct Config {
     /// The group and its topics.
     pub subscription: Subscription,
+    /// What is promised around each call.
+    pub guarantee: Guarantee,
     /// Which records run one after another.
     pub order: Order,
     /// The bounds of each partition.
@@ -201,7 +204,12 @@ impl<B: Broker> Group<B> {
     }
 
     /// Stops partitions the good way: calls in hand finish or are stopped at the deadline, then the frontier is committed.
-    async fn give_back(&mut self, consumer: &mut B::Consumer, committer: &mut Committer, partitions: &[TopicPartition]) {
+    async fn give_back(
+        &mut self,
+        consumer: &mut B::Consumer,
+        committer: &mut Committer,
+        partitions: &[TopicPartition],
+    ) {
         let started = Instant::now();
         let mut leaving: Vec<Assigned> = partitions.iter().filter_map(|from| self.assigned.remove(from)).collect();
         for assigned in &leaving {

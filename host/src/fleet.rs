@@ -65,7 +65,9 @@ pub enum HandlerError {
         cause: migrations::MigrationError,
     },
     /// Migrations without a database to apply them to.
-    #[error("handler `{handler}`: has migrations and {granted} granted databases; grant exactly one under `grants.sql`")]
+    #[error(
+        "handler `{handler}`: has migrations and {granted} granted databases; grant exactly one under `grants.sql`"
+    )]
     MigrationsWhere {
         /// The handler.
         handler: String,
@@ -73,7 +75,9 @@ pub enum HandlerError {
         granted: usize,
     },
     /// Two handlers name one group.
-    #[error("handler `{handler}`: group `{group}` is `{other}`'s already; a group belongs to one handler, choose another name")]
+    #[error(
+        "handler `{handler}`: group `{group}` is `{other}`'s already; a group belongs to one handler, choose another name"
+    )]
     GroupTaken {
         /// The handler.
         handler: String,
@@ -195,14 +199,20 @@ impl<B: Broker> Fleet<B> {
         if known.as_ref().is_some_and(|running| running.seen() == stamp) {
             return;
         }
-        if self.refused.get(name).is_some_and(|refused| refused.stamp == stamp && refused.at.elapsed() < LOOK_AGAIN_INTERVAL) {
+        if self
+            .refused
+            .get(name)
+            .is_some_and(|refused| refused.stamp == stamp && refused.at.elapsed() < LOOK_AGAIN_INTERVAL)
+        {
             return;
         }
         let Some(stamp) = Stamp::settled(folder).await else { return };
         let result = match &known {
             Some(running) if running.seen().same_manifest(&stamp) => self.swap(running).await,
             Some(running) => self.replace(name, running, folder).await,
-            None => self.load(folder, Purpose::Run).await.and_then(|new| self.admit(new)).map(|new| self.launch(name, new)),
+            None => {
+                self.load(folder, Purpose::Run).await.and_then(|new| self.admit(new)).map(|new| self.launch(name, new))
+            }
         };
         match result {
             Ok(()) => {
@@ -217,7 +227,8 @@ impl<B: Broker> Fleet<B> {
     }
 
     fn refuse(&mut self, name: &str, runs: bool, stamp: Stamp, error: &HandlerError) {
-        let before = self.refused.insert(name.to_owned(), Refused { stamp: stamp.clone(), at: tokio::time::Instant::now() });
+        let before =
+            self.refused.insert(name.to_owned(), Refused { stamp: stamp.clone(), at: tokio::time::Instant::now() });
         if before.is_none_or(|before| before.stamp != stamp) {
             let goes_on = if runs { "the revision before goes on" } else { "it does not run" };
             tracing::error!(handler = name, %error, "the handler's folder is refused; {goes_on}");
@@ -271,7 +282,11 @@ impl<B: Broker> Fleet<B> {
         let group = &running.spec.consumer.subscription.group;
         for (name, other) in self.roster.running() {
             if name != running.spec.name && other.spec.consumer.subscription.group == *group {
-                return Err(HandlerError::GroupTaken { handler: running.spec.name.clone(), group: group.clone(), other: name });
+                return Err(HandlerError::GroupTaken {
+                    handler: running.spec.name.clone(),
+                    group: group.clone(),
+                    other: name,
+                });
             }
         }
         Ok(running)
@@ -288,7 +303,12 @@ impl<B: Broker> Fleet<B> {
         let applied = migrations::migrate(&**sql, &spec.name, folder).await;
         let applied = applied.map_err(|cause| HandlerError::Migrations { handler, cause })?;
         if !applied.is_empty() {
-            tracing::info!(handler = spec.name, database = name, files = applied.join(" "), "the schema is brought up to date");
+            tracing::info!(
+                handler = spec.name,
+                database = name,
+                files = applied.join(" "),
+                "the schema is brought up to date"
+            );
         }
         Ok(())
     }
@@ -314,8 +334,11 @@ impl<B: Broker> Fleet<B> {
         );
         let task = tokio::spawn(group.run(running.stop.clone()));
         tracing::info!(
-            handler = name, group = spec.consumer.subscription.group, topics = spec.consumer.subscription.topics.join(" "),
-            revision = crate::attempt::short(&running.live.digest()), "the handler runs"
+            handler = name,
+            group = spec.consumer.subscription.group,
+            topics = spec.consumer.subscription.topics.join(" "),
+            revision = crate::attempt::short(&running.live.digest()),
+            "the handler runs"
         );
         self.roster.insert(name, running, task);
     }

@@ -67,7 +67,13 @@ impl Settler {
             Ok(outcomes) => {
                 let mut counts = [0_u64; 5];
                 outcomes.iter().for_each(|outcome| counts[kind(outcome) as usize] += 1);
-                let kinds = [OutcomeKind::Ack, OutcomeKind::Skip, OutcomeKind::Retry, OutcomeKind::DeadLetter, OutcomeKind::Untouched];
+                let kinds = [
+                    OutcomeKind::Ack,
+                    OutcomeKind::Skip,
+                    OutcomeKind::Retry,
+                    OutcomeKind::DeadLetter,
+                    OutcomeKind::Untouched,
+                ];
                 for kind in kinds.into_iter().filter(|kind| counts[*kind as usize] > 0) {
                     revision.outcomes(kind).inc_by(counts[kind as usize]);
                 }
@@ -183,7 +189,9 @@ impl Settler {
                 Verdict::Retry { after, charge }
             }
             Decision::DeadLetter => {
-                self.dead_letters.write(&*self.producer, &self.metrics, attempt, revision, record, charged, failure).await;
+                self.dead_letters
+                    .write(&*self.producer, &self.metrics, attempt, revision, record, charged, failure)
+                    .await;
                 self.metrics.dead_letters(failure.class).inc();
                 Verdict::Settled
             }

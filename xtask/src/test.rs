@@ -35,10 +35,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     needs::meet(args)?;
     let mut run = Run { filter: args.only.clone(), tally: Tally::default(), promises: None, broken: Vec::new() };
-    run.step("build", |_| binaries::build_host());
     let mut built = Vec::new();
-    run.step("build the tests", |_| {
-        built = binaries::build_tests()?;
+    run.step("build", |_| {
+        built = binaries::build()?;
         Ok(())
     });
     let binaries = |package: &'static [&'static str]| built.iter().filter(move |binary| binary.is_unit_of(package));

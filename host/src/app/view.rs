@@ -96,7 +96,8 @@ impl View {
 impl admin::Host for View {
     fn readiness(&self) -> Readiness {
         let mut missing = Vec::new();
-        let mut lacks = |part: &str, detail: &str| missing.push(Missing { part: part.to_owned(), detail: detail.to_owned() });
+        let mut lacks =
+            |part: &str, detail: &str| missing.push(Missing { part: part.to_owned(), detail: detail.to_owned() });
         if self.stopping.load(Ordering::Relaxed) {
             lacks("host", "it drains and ends");
         } else if !self.started.load(Ordering::Relaxed) {
@@ -109,7 +110,10 @@ impl admin::Host for View {
             // A folder that is refused while the host runs is the operator's news, not a reason to send no traffic.
             if let Some(running) = state.running.filter(|running| !running.membership.is_joined()) {
                 let cause = running.membership.failure();
-                lacks(&format!("handler {name}"), cause.as_deref().unwrap_or("the group has given it no partitions yet"));
+                lacks(
+                    &format!("handler {name}"),
+                    cause.as_deref().unwrap_or("the group has given it no partitions yet"),
+                );
             }
         }
         Readiness::waiting_for(missing)

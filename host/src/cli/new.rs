@@ -52,10 +52,13 @@ pub fn new(args: &NewArgs) -> anyhow::Result<()> {
     for (file, template) in TEMPLATE {
         let path = folder.join(file);
         fs::create_dir_all(path.parent().unwrap_or(folder)).with_context(|| format!("can't make `{name}`"))?;
-        let text = template.replace("{name}", name).replace("{crate}", &name.replace('-', "_")).replace("{sdk}", &sdk(args));
+        let text =
+            template.replace("{name}", name).replace("{crate}", &name.replace('-', "_")).replace("{sdk}", &sdk(args));
         fs::write(&path, text).with_context(|| format!("can't write `{}`", path.display()))?;
     }
-    super::say(&format!("{name}/ is ready:\n  cd {name}\n  cargo test          runs the handler natively, without a broker\n  tidemill build      makes the component"))?;
+    super::say(&format!(
+        "{name}/ is ready:\n  cd {name}\n  cargo test          runs the handler natively, without a broker\n  tidemill build      makes the component"
+    ))?;
     Ok(())
 }
 
@@ -71,7 +74,11 @@ fn sdk(args: &NewArgs) -> String {
 /// Builds the component and says where it is.
 pub fn build(args: &BuildArgs) -> anyhow::Result<()> {
     let manifest = args.folder.join("Cargo.toml");
-    ensure!(manifest.is_file(), "`{}` is not there; run this in a handler's project, or name its folder", manifest.display());
+    ensure!(
+        manifest.is_file(),
+        "`{}` is not there; run this in a handler's project, or name its folder",
+        manifest.display()
+    );
     ensure_target()?;
     let status = Command::new("cargo")
         .args(["build", "--release", "--target", TARGET, "--manifest-path"])
@@ -86,9 +93,9 @@ pub fn build(args: &BuildArgs) -> anyhow::Result<()> {
     };
     let target = into.join(component.file_name().context("a component has a name")?);
     let half = target.with_extension("wasm.tmp");
-    fs::copy(&component, &half).and_then(|_| fs::rename(&half, &target)).with_context(|| {
-        format!("can't copy to `{}`; is the folder there?", target.display())
-    })?;
+    fs::copy(&component, &half)
+        .and_then(|_| fs::rename(&half, &target))
+        .with_context(|| format!("can't copy to `{}`; is the folder there?", target.display()))?;
     super::say(&target.display().to_string())?;
     Ok(())
 }
@@ -99,12 +106,16 @@ fn ensure_target() -> anyhow::Result<()> {
     let output = Command::new(&rustc).args(["--print", "target-libdir", "--target", TARGET]).output();
     let folder = match output {
         Ok(output) => PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => bail!("there is no `rustc`; install Rust from https://rustup.rs"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            bail!("there is no `rustc`; install Rust from https://rustup.rs")
+        }
         Err(error) => return Err(error).context("can't run `rustc`"),
     };
-    let has_std = fs::read_dir(&folder).into_iter().flatten().flatten().any(|entry| {
-        entry.file_name().to_string_lossy().starts_with("libstd-")
-    });
+    let has_std = fs::read_dir(&folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .any(|entry| entry.file_name().to_string_lossy().starts_with("libstd-"));
     ensure!(has_std, "the target {TARGET} is missing; run: rustup target add {TARGET}");
     Ok(())
 }

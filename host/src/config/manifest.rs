@@ -12,6 +12,7 @@ use tidemill_core::retry::RetryPolicy;
 
 use super::Problem;
 use super::units::{Size, Span};
+use crate::attempt::Guarantee;
 use crate::broker::{StartAt, Subscription};
 use crate::consumer;
 
@@ -182,9 +183,7 @@ impl HandlerSpec {
         let retry = check.retry(&manifest.retry);
         let module = check.module(folder, manifest.module.as_deref());
         match (retry, module) {
-            (Some(retry), Some(module)) if check.problems.is_empty() => {
-                Ok(spec(name, folder, module, retry, manifest))
-            }
+            (Some(retry), Some(module)) if check.problems.is_empty() => Ok(spec(name, folder, module, retry, manifest)),
             _ => Err(check.problems),
         }
     }
@@ -206,6 +205,9 @@ fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest
                     Start::Latest => StartAt::Latest,
                 },
                 properties: manifest.consumer_properties.clone(),
+            },
+            guarantee: match manifest.delivery {
+                Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
             },
             order: match manifest.order {
                 OrderKey::Key => Order::Key,
@@ -293,7 +295,10 @@ impl Check<'_> {
             self.wrong("concurrency", format!("is more than {CONCURRENCY_MAX}; run more hosts instead"));
         }
         if manifest.isolation == Isolation::Record && manifest.batch.records_max.is_some_and(|records| records > 1) {
-            self.wrong("batch.records_max", "is more than 1, but isolation = \"record\" calls with one record; leave one of the two out");
+            self.wrong(
+                "batch.records_max",
+                "is more than 1, but isolation = \"record\" calls with one record; leave one of the two out",
+            );
         }
         self.limits(&manifest.limits);
     }
@@ -344,7 +349,10 @@ impl Check<'_> {
                 None
             }
             _ => {
-                self.wrong("module", "is not set and the folder has several .wasm files; say which with module = \"NAME.wasm\"");
+                self.wrong(
+                    "module",
+                    "is not set and the folder has several .wasm files; say which with module = \"NAME.wasm\"",
+                );
                 None
             }
         }

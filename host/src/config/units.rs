@@ -19,10 +19,14 @@ pub struct Size(pub usize);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidUnit {
     /// Not a length of time.
-    #[error("`{0}` is not a length of time; write a whole number with a unit, such as \"250ms\", \"5s\", \"2m\" or \"1h\"")]
+    #[error(
+        "`{0}` is not a length of time; write a whole number with a unit, such as \"250ms\", \"5s\", \"2m\" or \"1h\""
+    )]
     Span(String),
     /// Not a size.
-    #[error("`{0}` is not a size; write a whole number with a unit, such as \"512B\", \"64KiB\", \"128MiB\" or \"1GiB\"")]
+    #[error(
+        "`{0}` is not a size; write a whole number with a unit, such as \"512B\", \"64KiB\", \"128MiB\" or \"1GiB\""
+    )]
     Size(String),
 }
 

@@ -183,7 +183,8 @@ impl<R: Reader> Task<R> {
         let id = call.id;
         let records = call.records.len();
         let from = self.progress.from.clone();
-        let attempt = Attempt::new(from.clone(), self.progress.epoch, call.records, self.config.call_deadline);
+        let Config { guarantee, call_deadline, .. } = self.config;
+        let attempt = Attempt::new(from.clone(), self.progress.epoch, call.records, guarantee, call_deadline);
         self.calls.spawn(async move {
             let run = attempt::run(&*parts.handler, &parts.settler, attempt, slot);
             let verdicts = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {

@@ -102,6 +102,7 @@ pub(super) fn digest(bytes: &[u8]) -> String {
 pub(super) struct Plan {
     handler: Arc<str>,
     group: String,
+    guarantee: Guarantee,
     order: Order,
     isolation: Isolation,
     /// What bounds each instance.
@@ -121,6 +122,7 @@ impl Plan {
         Ok(Self {
             handler: spec.name.as_str().into(),
             group: spec.consumer.subscription.group.clone(),
+            guarantee: spec.consumer.guarantee,
             order: spec.consumer.order,
             isolation: spec.isolation,
             limits: Limits { memory_bytes_max: spec.memory_max, ..Limits::default() },
@@ -136,7 +138,7 @@ impl Plan {
             handler: Arc::clone(&self.handler),
             group: self.group.clone(),
             revision,
-            guarantee: Guarantee::AtLeastOnce,
+            guarantee: self.guarantee,
             order: self.order,
             limits: self.limits.clone(),
             speaker,

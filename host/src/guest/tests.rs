@@ -18,6 +18,7 @@ use self::odd::Odd;
 use super::check::Plan;
 use super::live::LiveHandler;
 use super::*;
+use crate::attempt::Guarantee;
 use crate::broker::{Position, Producer, SendError, WhenFull};
 use crate::config::manifest::HandlerSpec;
 use crate::metrics::Metrics;
@@ -94,7 +95,7 @@ fn attempt(records: usize, deadline: Duration) -> Attempt {
         CallRecord { record, lane: 0, tries: 0, charged: 0 }
     };
     let records = (0..records as i64).map(record).collect();
-    Attempt::new(TopicPartition::new("orders", 0), 1, records, deadline)
+    Attempt::new(TopicPartition::new("orders", 0), 1, records, Guarantee::AtLeastOnce, deadline)
 }
 
 /// Calls with so many records and plenty of time.

@@ -8,6 +8,7 @@ use tidemill_core::record::{Chunk, HeaderRef, Record, Timestamp, TopicPartition}
 use tidemill_core::retry::{Class, RetryPolicy};
 
 use super::*;
+use crate::attempt::Guarantee;
 use crate::broker::{Position, Producer};
 use crate::guest::{CallError, Called, Outcome, Reason};
 use crate::metrics::Metrics;
@@ -202,7 +203,7 @@ fn attempt(keys: &str) -> Attempt {
         let key = (key != "-").then_some(key.as_bytes());
         CallRecord { record: Record::single(offset as i64, key, Some(b"v")), lane: lane as u32, tries: 0, charged: 0 }
     });
-    Attempt::new(TopicPartition::new("in", 0), 1, records.collect(), Duration::from_secs(1))
+    Attempt::new(TopicPartition::new("in", 0), 1, records.collect(), Guarantee::AtLeastOnce, Duration::from_secs(1))
 }
 
 fn called(outcomes: Result<Vec<Outcome>, CallError>) -> Called {
@@ -210,7 +211,8 @@ fn called(outcomes: Result<Vec<Outcome>, CallError>) -> Called {
 }
 
 fn ack(outputs: usize) -> Outcome {
-    let output = Outgoing { topic: "out".into(), partition: None, timestamp_ms: None, key: None, value: None, headers: vec![] };
+    let output =
+        Outgoing { topic: "out".into(), partition: None, timestamp_ms: None, key: None, value: None, headers: vec![] };
     Outcome::Ack(vec![output; outputs])
 }
 

@@ -160,7 +160,8 @@ async fn a_broker_that_dies_and_comes_back_costs_no_record() {
 
     bench.lab.start(1).expect("the node starts again");
     let results = sending.await.expect("the send does not panic");
-    let stored: Vec<u64> = (1000..).zip(&results).filter(|(_, result)| result.is_ok()).map(|(number, _)| number).collect();
+    let stored: Vec<u64> =
+        (1000..).zip(&results).filter(|(_, result)| result.is_ok()).map(|(number, _)| number).collect();
     assert!(results.iter().all(|result| !matches!(result, Err(SendError::Rejected(_)))), "{results:?}");
     let results = producer.send(bench.numbers(0, 2000..3000), WhenFull::Wait).await;
     assert!(results.iter().all(Result::is_ok) && producer.ready(), "{results:?}");
@@ -176,7 +177,8 @@ async fn a_broker_that_dies_and_comes_back_costs_no_record() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_hangs_leaves_sent_records_unknown() {
     let mut bench = Bench::new(1, &[]).await;
-    let properties = [("delivery.timeout.ms", "3000"), ("linger.ms", "0"), ("max.in.flight.requests.per.connection", "1")];
+    let properties =
+        [("delivery.timeout.ms", "3000"), ("linger.ms", "0"), ("max.in.flight.requests.per.connection", "1")];
     let producer = bench.producer(&properties).await;
     assert!(producer.send(bench.numbers(0, 0..1), WhenFull::Wait).await[0].is_ok());
 

@@ -48,23 +48,16 @@ impl fmt::Display for Binary {
     }
 }
 
-/// Builds the binary `tidemill`.
-pub(crate) fn build_host() -> Result<()> {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(tree::root()).args(["build", "--locked", "--workspace", "--bin", "tidemill"]).args(FEATURES);
-    ensure!(cargo.status()?.success(), "the host could not be built");
-    Ok(())
-}
-
-/// Where `build_host` leaves it.
+/// Where `build` leaves the binary `tidemill`.
 pub(crate) fn host() -> PathBuf {
     tree::target().join("debug/tidemill")
 }
 
-/// Builds all tests of the workspace.
-pub(crate) fn build_tests() -> Result<Vec<Binary>> {
+/// Builds the binary `tidemill` and all tests of the workspace, with one choice of features for both.
+pub(crate) fn build() -> Result<Vec<Binary>> {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(tree::root()).args(["test", "--locked", "--workspace", "--no-run"]).args(FEATURES);
+    cargo.current_dir(tree::root()).args(["build", "--locked", "--workspace", "--bin", "tidemill", "--tests"]);
+    cargo.args(FEATURES);
     cargo.arg("--message-format=json-render-diagnostics");
     let mut child = cargo.stdout(Stdio::piped()).spawn()?;
     let output = child.stdout.take().context("the child's output is piped")?;
@@ -72,7 +65,7 @@ pub(crate) fn build_tests() -> Result<Vec<Binary>> {
     for line in BufReader::new(output).lines() {
         binaries.extend(binary(&serde_json::from_str(&line?)?));
     }
-    ensure!(child.wait()?.success(), "the tests could not be built");
+    ensure!(child.wait()?.success(), "the host and its tests could not be built");
     Ok(binaries)
 }
 

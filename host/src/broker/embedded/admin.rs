@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::Log;
 use super::reads::{self, Reads};
 use super::writer::{Command, Create};
-use crate::broker::{Admin, BrokerError, TopicInfo};
+use crate::broker::{Admin, BrokerError, Committed, TopicInfo};
 
 /// One reading outside of groups takes so much at most.
 const READ_BYTES_MAX: usize = 4 << 20;
@@ -62,7 +62,7 @@ impl Admin for EmbeddedAdmin {
         })
     }
 
-    fn committed(&self, group: &str, topic: &str) -> BoxFuture<'_, Result<Vec<(i32, Option<Offset>)>, BrokerError>> {
+    fn committed(&self, group: &str, topic: &str) -> BoxFuture<'_, Result<Committed, BrokerError>> {
         let (group, topic) = (group.to_owned(), topic.to_owned());
         self.ask(move |connection| {
             let partitions = reads::partitions(connection, &topic)?;

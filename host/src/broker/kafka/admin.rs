@@ -22,7 +22,7 @@ use super::ends::ends;
 use super::errors::{self, code_of};
 use super::ffi::{Native, Queue, Topic};
 use super::listener::Listener;
-use crate::broker::{Admin, BrokerError, PartitionInfo, TopicInfo};
+use crate::broker::{Admin, BrokerError, Committed, PartitionInfo, TopicInfo};
 
 /// How long one call may take.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -124,7 +124,7 @@ impl Admin for KafkaAdmin {
         self.ask(move |asking| asking.offsets_for_time(&topic, millis))
     }
 
-    fn committed(&self, group: &str, topic: &str) -> BoxFuture<'_, Result<Vec<(i32, Option<Offset>)>, BrokerError>> {
+    fn committed(&self, group: &str, topic: &str) -> BoxFuture<'_, Result<Committed, BrokerError>> {
         let (group, topic) = (group.to_owned(), topic.to_owned());
         self.ask(move |asking| asking.committed(&group, &topic))
     }
@@ -232,7 +232,7 @@ impl Asking {
         sorted(each.collect())
     }
 
-    fn committed(&self, group: &str, topic: &str) -> Result<Vec<(i32, Option<Offset>)>, BrokerError> {
+    fn committed(&self, group: &str, topic: &str) -> Result<Committed, BrokerError> {
         let wanted = self.partitions(topic, Place::Invalid)?;
         let mut config = self.config.clone();
         config.set("group.id", group);
