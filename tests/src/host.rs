@@ -84,13 +84,15 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// A host on this Kafka cluster, with free ports for ingest of these topics and for admin.
+    /// A host on this Kafka cluster, with free ports for admin and, unless there are no topics for it, ingest.
     pub fn on_kafka(bootstrap: &str, ingest_topics: &[&str]) -> Setup {
-        let configuration = format!(
+        let mut configuration = format!(
             "[broker]\nkind = \"kafka\"\n\n[broker.properties]\n\"bootstrap.servers\" = \"{bootstrap}\"\n\n\
-             [ingest]\nlisten = \"127.0.0.1:0\"\ntopics = {ingest_topics:?}\n\n\
              [admin]\nlisten = \"127.0.0.1:0\"\n\n[handlers]\nfolder = \"handlers\"\n"
         );
+        if !ingest_topics.is_empty() {
+            configuration += &format!("\n[ingest]\nlisten = \"127.0.0.1:0\"\ntopics = {ingest_topics:?}\n");
+        }
         Setup { configuration, ..Setup::default() }
     }
 

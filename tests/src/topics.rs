@@ -7,9 +7,11 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
+use xtask::lab::wait;
 
 use crate::checker::Stored;
 use crate::ledger::Place;
@@ -75,7 +77,12 @@ pub fn read(bootstrap: &str, topic: &str) -> Result<Vec<Kept>> {
     let mut open = assignment.count();
     consumer.assign(&assignment)?;
     while open > 0 {
-        let message = consumer.poll(TIMEOUT).with_context(|| format!("`{topic}` ends earlier than it should"))??;
+        let polled = consumer.poll(TIMEOUT).with_context(|| format!("`{topic}` ends earlier than it should"))?;
+        let message = match polled {
+            Ok(message) => message,
+            Err(error) if is_passing(&error) => continue,
+            Err(error) => return Err(error.into()),
+        };
         if message.offset() + 1 == ends[usize::try_from(message.partition())?] {
             open -= 1;
         }
@@ -116,7 +123,13 @@ impl Group {
     pub fn committed(&self) -> Result<Vec<Option<i64>>> {
         let mut asked = TopicPartitionList::new();
         asked.add_partition_range(&self.topic, 0, self.partitions - 1);
-        let answer = self.consumer.committed_offsets(asked, TIMEOUT)?;
+        let answer = wait::until("the group's coordinator", TIMEOUT, || {
+            match self.consumer.committed_offsets(asked.clone(), TIMEOUT) {
+                Ok(answer) => Ok(Some(answer)),
+                Err(error) if is_passing(&error) => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        })?;
         let offset = |element: &Offset| if let Offset::Offset(offset) = element { Some(*offset) } else { None };
         Ok(answer.elements().iter().map(|element| offset(&element.offset())).collect())
     }
@@ -163,6 +176,23 @@ fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<i32> {
     let found = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
     ensure!(found > 0, "there is no topic `{topic}`");
     Ok(i32::try_from(found)?)
+}
+
+/// Whether an error is a client's normal life while a node ends or a coordinator moves.
+fn is_passing(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{
+        AllBrokersDown, BrokerTransportFailure, CoordinatorLoadInProgress, CoordinatorNotAvailable, NotCoordinator,
+        Resolve,
+    };
+    let passing = [
+        AllBrokersDown,
+        BrokerTransportFailure,
+        CoordinatorLoadInProgress,
+        CoordinatorNotAvailable,
+        NotCoordinator,
+        Resolve,
+    ];
+    error.rdkafka_error_code().is_some_and(|code| passing.contains(&code))
 }
 
 fn config(bootstrap: &str) -> ClientConfig {

@@ -7,7 +7,7 @@ use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::record::Record;
+use crate::record::{Offset, Record};
 
 /// Which records must run one after another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,6 +193,20 @@ impl Lanes {
         } else {
             lane.state = State::Ready;
             self.ready.push_back(id);
+        }
+    }
+
+    /// Forgets records that wait at this offset and behind it.
+    pub fn forget_from(&mut self, offset: Offset) {
+        for id in 0..self.lanes.len() as LaneId {
+            let lane = &mut self.lanes[id as usize];
+            while lane.queue.back().is_some_and(|entry| entry.record.offset() >= offset) {
+                lane.queue.pop_back();
+            }
+            if lane.queue.is_empty() && lane.state == State::Ready {
+                self.ready.retain(|ready| *ready != id);
+                self.retire(id);
+            }
         }
     }
 

@@ -44,7 +44,8 @@ pub enum Event {
     },
     /// Time passed.
     Timer,
-    /// The broker takes the partition, or the handler stops: start nothing more.
+    /// The broker takes the partition, or the handler stops: take nothing new on, and finish what lies below records that
+    /// are settled or run, so that whoever comes next repeats none of those.
     Revoked,
 }
 
@@ -55,7 +56,7 @@ pub enum Action {
     Invoke(Call),
     /// This offset may be committed now; it replaces any earlier one.
     Commit(Offset),
-    /// After [`Event::Revoked`]: nothing runs any more.
+    /// After [`Event::Revoked`]: nothing runs any more, and nothing will but what waits to be tried again.
     Drained,
 }
 
@@ -115,6 +116,8 @@ pub struct Partition {
     bytes: usize,
     /// The offset of the last [`Action::Commit`].
     announced: Option<Offset>,
+    /// One past the highest settled offset.
+    settled_to: Offset,
     revoked: bool,
 }
 
@@ -130,6 +133,7 @@ impl Partition {
             next_call: 0,
             bytes: 0,
             announced: None,
+            settled_to: 0,
             revoked: false,
         }
     }
@@ -162,7 +166,7 @@ impl Partition {
 
     /// Whether a [`Event::Slot`] would start a call.
     pub fn wants_slot(&self) -> bool {
-        !self.revoked && self.calls.len() < self.bounds.calls_max && self.lanes.has_ready()
+        self.calls.len() < self.bounds.calls_max && self.lanes.has_ready()
     }
 
     /// When to send [`Event::Timer`] next.
@@ -238,11 +242,9 @@ impl Partition {
         for lane in returned.chunk_by_mut(|(a, _), (b, _)| a.lane == b.lane) {
             self.lane_returned(now, call_records, lane);
         }
-        if self.revoked && self.calls.is_empty() {
-            self.commit(actions);
-            actions.push(Action::Drained);
-        } else {
-            self.commit(actions);
+        self.commit(actions);
+        if self.revoked {
+            self.drained(actions);
         }
     }
 
@@ -268,6 +270,7 @@ impl Partition {
         self.bytes -= record.bytes();
         let tracker = self.tracker.as_mut().expect("OFF-1: a settled record was received");
         tracker.settled(record.offset());
+        self.settled_to = self.settled_to.max(record.offset() + 1);
     }
 
     fn commit(&mut self, actions: &mut Vec<Action>) {
@@ -281,9 +284,16 @@ impl Partition {
     fn revoked(&mut self, actions: &mut Vec<Action>) {
         if !self.revoked {
             self.revoked = true;
-            if self.calls.is_empty() {
-                actions.push(Action::Drained);
-            }
+            let running =
+                self.calls.values().filter_map(|entries| entries.last()).map(|entry| entry.record.offset() + 1);
+            self.lanes.forget_from(running.fold(self.settled_to, Offset::max));
+            self.drained(actions);
+        }
+    }
+
+    fn drained(&self, actions: &mut Vec<Action>) {
+        if self.calls.is_empty() && !self.lanes.has_ready() {
+            actions.push(Action::Drained);
         }
     }
 }

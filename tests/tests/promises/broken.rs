@@ -9,6 +9,7 @@ use tests::checker::{Fault, Faults};
 use tests::client::Load;
 use tests::scenario::Scenario;
 use tests::{checker, frozen, servers};
+use xtask::lab::wait;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const MANIFEST: &str = "\
@@ -56,6 +57,14 @@ fn a_host_that_drops_records_when_it_is_full_is_caught() -> Result<()> {
     let commits = scenario.watch_commits()?;
     let broken = setup.fault("drop-on-full").start()?;
     scenario.send(&broken, &Load::batches("load", 2_000))?;
+    wait::until("the broken host to have nothing in hand", DEADLINE, || {
+        let metrics = broken.metrics()?;
+        let sum = |name| metrics.sum(name, &[]);
+        Ok((sum("tidemill_receive_records_total") >= 2_000.0 && sum("tidemill_admit_pending_records") == 0.0)
+            .then_some(()))
+    })?;
+    // The frontier passes what was dropped as soon as later records are settled.
+    scenario.send(&broken, &Load::new("after", 50))?;
     scenario.wait_until_committed(DEADLINE)?;
     let faults = caught(&scenario, commits.stop()?, 0)?;
     assert!(faults.any(|fault| matches!(fault, Fault::Lost(_))), "{faults}");

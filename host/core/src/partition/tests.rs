@@ -129,18 +129,57 @@ fn a_call_that_fails_as_a_whole_is_halved_until_the_culprit_is_alone() {
 }
 
 #[test]
-fn a_revoked_partition_starts_nothing_and_says_when_it_is_drained() {
+fn a_revoked_partition_takes_nothing_new_on_and_says_when_it_is_drained() {
     check(
         Order::Key,
         BOUNDS,
-        "recv 1 a, recv 2 b, recv 3 a, revoke, done 2, done 1",
+        "recv 1 a, recv 2 b, recv 3 a, revoke, recv 4 c, done 2, done 1",
         expect![[r#"
             recv 1 a -> invoke 1
             recv 2 b -> invoke 2
             recv 3 a ->
             revoke   ->
+            recv 4 c ->
             done 2   ->
             done 1   -> commit 3, drained
+        "#]],
+    );
+}
+
+#[test]
+fn a_revoked_partition_closes_its_gaps_so_that_nothing_settled_is_repeated() {
+    check(
+        Order::Key,
+        BOUNDS,
+        "recv 1 a, recv 2 a, recv 3 a, recv 4 b, recv 5 b, done 4, revoke, done 1, done 2, done 3, done 5",
+        expect![[r#"
+            recv 1 a -> invoke 1
+            recv 2 a ->
+            recv 3 a ->
+            recv 4 b -> invoke 4
+            recv 5 b ->
+            done 4   -> invoke 5
+            revoke   ->
+            done 1   -> commit 2, invoke 2
+            done 2   -> commit 3, invoke 3
+            done 3   -> commit 5
+            done 5   -> commit 6, drained
+        "#]],
+    );
+}
+
+#[test]
+fn a_revoked_partition_does_not_wait_for_what_waits_to_be_tried_again() {
+    check(
+        Order::Key,
+        BOUNDS,
+        "recv 1 a, recv 2 b, retry 1 50, revoke, done 2",
+        expect![[r#"
+            recv 1 a   -> invoke 1
+            recv 2 b   -> invoke 2
+            retry 1 50 ->
+            revoke     ->
+            done 2     -> drained
         "#]],
     );
 }
@@ -313,6 +352,23 @@ proptest! {
         }
         model.finish();
     }
+
+    /// DRAIN-1: what was settled when a revoked partition is drained is committed, unless a failure is in between.
+    #[test]
+    fn leaves_no_settled_record_uncommitted_when_it_is_revoked(
+        by_key in any::<bool>(),
+        call_records_max in 1_usize..6,
+        calls_max in 1_usize..5,
+        steps in prop::collection::vec(step(), 1..150),
+    ) {
+        let order = if by_key { Order::Key } else { Order::Partition };
+        let bounds = Bounds { call_records_max, calls_max, records_max: 40, span_max: 60, ..BOUNDS };
+        let mut model = Model { partition: Partition::new(order, bounds), order, ..Model::default() };
+        for step in steps {
+            model.step(step);
+        }
+        model.revoke();
+    }
 }
 
 /// The naive model: every record with its key, whether it runs and whether it is settled.
@@ -325,6 +381,8 @@ struct Model {
     settled: BTreeMap<Offset, bool>,
     running: Vec<(CallId, Vec<Offset>)>,
     committed: Offset,
+    revoked: bool,
+    drained: bool,
 }
 
 impl Default for Model {
@@ -338,6 +396,8 @@ impl Default for Model {
             settled: BTreeMap::new(),
             running: Vec::new(),
             committed: 0,
+            revoked: false,
+            drained: false,
         }
     }
 }
@@ -412,7 +472,13 @@ impl Model {
                     assert!(self.settled.range(..offset).all(|(_, settled)| *settled), "OFF-1");
                     self.committed = offset;
                 }
-                Action::Drained => panic!("nothing was revoked"),
+                Action::Drained => {
+                    assert!(
+                        self.revoked && self.running.is_empty(),
+                        "it is drained when it was revoked and nothing runs"
+                    );
+                    self.drained = true;
+                }
             }
         }
     }
@@ -431,6 +497,25 @@ impl Model {
             assert!(!overtaken, "LANE-1: in offset order");
         }
         self.running.push((call.id, offsets));
+    }
+
+    fn revoke(mut self) {
+        self.now += Duration::from_secs(1);
+        self.on(Event::Timer);
+        let touched = self.running.iter().flat_map(|(_, offsets)| offsets).copied().max();
+        let touched = touched.max(self.settled.iter().rev().find(|(_, settled)| **settled).map(|(offset, _)| *offset));
+        self.revoked = true;
+        self.on(Event::Revoked);
+        while let Some((call, offsets)) = self.running.pop() {
+            assert!(offsets.iter().all(|offset| Some(*offset) <= touched), "nothing new is taken on");
+            for offset in &offsets {
+                self.settled.insert(*offset, true);
+            }
+            self.on(Event::Returned { call, verdicts: vec![Verdict::Settled; offsets.len()] });
+        }
+        assert!(self.drained);
+        let beyond = self.settled.range(self.committed..).any(|(_, settled)| *settled);
+        assert!(!beyond, "DRAIN-1: what was settled is committed");
     }
 
     /// LANE-2 and OFF-3: when everything returns settled, everything was run and the frontier is at the end.

@@ -12,7 +12,7 @@ const NAME: &str = "lock";
 /// Holds the log for this process until it is dropped; the system lets go of it however the process ends.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -31,7 +31,14 @@ impl Lock {
         }
         file.set_len(0).map_err(unusable)?;
         write!(file, "{}", std::process::id()).map_err(unusable)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file lets go only when no copy of it is open, and a child being started has one for a moment.
+        self.file.unlock().ok();
     }
 }
 
