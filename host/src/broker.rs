@@ -131,7 +131,8 @@ pub struct Subscription {
 /// What happens to a group member.
 #[derive(Debug)]
 pub enum ConsumerEvent {
-    /// These partitions are now this member's, in addition to earlier ones: answer with [`Consumer::start`].
+    /// These partitions are now this member's, in addition to earlier ones: answer with [`Consumer::start`]. None at all
+    /// says that the member has joined and has nothing to read for now.
     Assigned(Vec<TopicPartition>),
     /// The group takes these back: drain, commit, then answer with [`Consumer::release`]. Others may stand still until then.
     Revoked(Vec<TopicPartition>),

@@ -55,6 +55,7 @@ macro_rules! broker_contract {
             a_group_goes_on_where_it_committed
             groups_do_not_disturb_each_other
             a_topic_may_be_made_after_the_subscription
+            a_member_with_nothing_to_read_hears_that_it_has_joined
             members_share_the_partitions_and_take_over
             a_revoked_partition_goes_on_at_its_committed_offset
             a_dropped_member_leaves_too

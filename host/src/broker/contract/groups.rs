@@ -90,6 +90,20 @@ pub async fn a_topic_may_be_made_after_the_subscription<B: Broker>(broker: &B, n
     member.end(Ending::Close).await;
 }
 
+/// A member for which no partition is left is told so: it waits to take over.
+pub async fn a_member_with_nothing_to_read_hears_that_it_has_joined<B: Broker>(broker: &B, name: &str) {
+    let bench = Bench::new(broker, name);
+    let topic = bench.topic("records", 1).await;
+    let subscription = bench.subscription(&[&topic], StartAt::Earliest);
+    let mut first = Member::run(bench.join(&subscription));
+    first.until("the only partition is assigned", |seen| seen.assigned.len() == 1).await;
+    let mut second = Member::run(bench.join(&subscription));
+    second.until("the second has joined", |seen| seen.joined).await;
+    first.end(Ending::Close).await;
+    second.until("the second takes over", |seen| seen.assigned.len() == 1).await;
+    second.end(Ending::Close).await;
+}
+
 /// Two members share the partitions; a record is read by one of them; when one leaves the other takes over.
 pub async fn members_share_the_partitions_and_take_over<B: Broker>(broker: &B, name: &str) {
     let bench = Bench::new(broker, name);

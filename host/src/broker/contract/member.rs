@@ -19,6 +19,8 @@ const BYTES_MAX: usize = 1 << 20;
 /// What a member has seen.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Seen {
+    /// Whether it was assigned anything yet, be it nothing.
+    pub(super) joined: bool,
     /// What it holds and reads.
     pub(super) assigned: BTreeSet<TopicPartition>,
     /// What it read, in order, with what it read again after losing and getting back a partition.
@@ -125,7 +127,10 @@ impl<C: Consumer> Body<C> {
 
     async fn answer(&mut self, event: ConsumerEvent) {
         match event {
-            ConsumerEvent::Assigned(partitions) => self.start(&partitions).await,
+            ConsumerEvent::Assigned(partitions) => {
+                self.start(&partitions).await;
+                self.publish.send_modify(|seen| seen.joined = true);
+            }
             ConsumerEvent::Revoked(partitions) => {
                 self.commit_read(&partitions).await;
                 self.give_back(&partitions).await;

@@ -284,6 +284,21 @@ pub(super) fn commit(offsets: &rdkafka::TopicPartitionList, answer: &Queue) -> R
     if code == Code::NoError { Ok(()) } else { Err(code) }
 }
 
+/// Whether the group's coordinator counts this consumer as a member of a generation.
+pub(super) fn is_member(client: &dyn Native) -> bool {
+    // SAFETY: the client lives; the answer is ours, and destroyed after its last use.
+    unsafe {
+        let group = rd::rd_kafka_consumer_group_metadata(client.native());
+        if group.is_null() {
+            return false;
+        }
+        let generation = rd::rd_kafka_consumer_group_metadata_generation_id(group);
+        rd::rd_kafka_consumer_group_metadata_destroy(group);
+        // Below zero before the first; the newer protocol counts from 0, which is "not yet".
+        generation > 0
+    }
+}
+
 /// Asks any broker for what the client knows already, to see whether one answers. Blocks.
 pub(super) fn reach(client: &dyn Native, millis: c_int) -> Result<(), Code> {
     let mut metadata = ptr::null();

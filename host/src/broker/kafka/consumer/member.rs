@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
@@ -26,6 +26,9 @@ use crate::fault::Fault;
 
 /// How long the thread waits for an event before it looks whether it should end.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
+
+/// A member of a generation that hears of no partitions for so long has none.
+const NOTHING_AFTER: Duration = Duration::from_secs(1);
 
 /// The client, alive as long as its thread, a reader or a commit holds it. The thread is always the last.
 pub(in crate::broker::kafka) struct Client {
@@ -51,6 +54,8 @@ pub(super) struct Context {
 struct State {
     /// The rebalance that was reported and not yet answered.
     unanswered: Option<Rebalance>,
+    /// Whether the host knows that this member has joined.
+    told: bool,
     /// What this member reads, each with the flag that tells its reader so.
     started: BTreeMap<TopicPartition, Arc<AtomicBool>>,
     /// Commits under way. Bounded by their callers, who wait for each before the next.
@@ -99,6 +104,10 @@ impl Client {
         partitions: &[TopicPartition],
         places: &TopicPartitionList,
     ) -> Result<Vec<(TopicPartition, PartitionReader)>, BrokerError> {
+        // To be assigned nothing is answered already.
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut readers = Vec::with_capacity(partitions.len());
         for partition in partitions {
             let queue = Queue::split(self.native_handle(), partition, &self.wakers);
@@ -185,7 +194,9 @@ impl Client {
 /// The thread's loop: serves callbacks until the consumer is told to leave and nobody else uses the client.
 pub(super) fn poll(mut client: Arc<Client>) {
     let context = Arc::clone(client.consumer.client().context());
+    let mut member_since = None;
     loop {
+        context.tell_of_joining(&*client, &mut member_since);
         match client.consumer.poll(POLL_INTERVAL) {
             // It would be lost: partitions have queues of their own before they are assigned.
             Some(Ok(_)) => context.tell(ConsumerEvent::Fatal("a record came past its partition's queue".into())),
@@ -223,6 +234,18 @@ impl Context {
     fn tell(&self, event: ConsumerEvent) {
         if let Err(unheard) = self.events.try_send(event) {
             tracing::debug!(%unheard, "nobody hears the consumer's event");
+        }
+    }
+
+    /// The library calls nobody when a member gets nothing: that it has a generation, and no news for a while, says so.
+    fn tell_of_joining(&self, client: &dyn Native, member_since: &mut Option<Instant>) {
+        if self.state().told {
+            return;
+        }
+        *member_since = ffi::is_member(client).then(|| member_since.unwrap_or_else(Instant::now));
+        if member_since.is_some_and(|since| since.elapsed() >= NOTHING_AFTER) {
+            self.state().told = true;
+            self.tell(ConsumerEvent::Assigned(Vec::new()));
         }
     }
 
@@ -288,7 +311,11 @@ impl ConsumerContext for Context {
             TopicPartition::new(element.topic(), element.partition())
         };
         let partitions: Vec<_> = partitions.elements().into_iter().map(of).collect();
-        self.state().unanswered = Some(rebalance);
+        {
+            let mut state = self.state();
+            state.unanswered = Some(rebalance);
+            state.told |= rebalance == Rebalance::Assign;
+        }
         self.tell(match rebalance {
             Rebalance::Assign => ConsumerEvent::Assigned(partitions),
             Rebalance::Revoke if consumer.assignment_lost() => ConsumerEvent::Lost(partitions),
