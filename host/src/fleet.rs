@@ -62,7 +62,7 @@ pub enum HandlerError {
         /// The handler.
         handler: String,
         /// Why.
-        cause: migrations::MigrationError,
+        cause: Box<migrations::MigrationError>,
     },
     /// Migrations without a database to apply them to.
     #[error(
@@ -301,7 +301,7 @@ impl<B: Broker> Fleet<B> {
         };
         let Some(sql) = self.parts.backends.sql.get(name) else { return Ok(()) };
         let applied = migrations::migrate(&**sql, &spec.name, folder).await;
-        let applied = applied.map_err(|cause| HandlerError::Migrations { handler, cause })?;
+        let applied = applied.map_err(|cause| HandlerError::Migrations { handler, cause: Box::new(cause) })?;
         if !applied.is_empty() {
             tracing::info!(
                 handler = spec.name,

@@ -11,6 +11,7 @@ use tidemill_core::lanes::LaneId;
 use tidemill_core::partition::{CallRecord, Verdict};
 use tidemill_core::retry::{Class, Decision, RetryPolicy};
 
+use self::dead_letter::Dead;
 pub use self::dead_letter::DeadLetters;
 use crate::attempt::Attempt;
 use crate::broker::{Outgoing, Producer, SendError, WhenFull};
@@ -189,9 +190,8 @@ impl Settler {
                 Verdict::Retry { after, charge }
             }
             Decision::DeadLetter => {
-                self.dead_letters
-                    .write(&*self.producer, &self.metrics, attempt, revision, record, charged, failure)
-                    .await;
+                let dead = Dead { attempt, revision, record, attempts: charged, failure };
+                self.dead_letters.write(&*self.producer, &self.metrics, &dead).await;
                 self.metrics.dead_letters(failure.class).inc();
                 Verdict::Settled
             }

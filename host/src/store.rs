@@ -4,6 +4,11 @@
 //! A future of a store may be dropped at any await: what was asked is then finished or undone, never half done, and no
 //! connection goes back to its pool in the middle of an answer.
 
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "of the databases' types, values and errors, those that matter are named"
+)]
+
 use std::{fmt, time::Duration};
 
 use futures_util::future::BoxFuture;

@@ -75,9 +75,8 @@ macro_rules! broker_contract {
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $promise() {
             let name = concat!($prefix, stringify!($promise));
-            let (broker, guard) = $setup(name).await;
+            let (broker, _guard) = $setup(name).await;
             $crate::broker::contract::$promise(&broker, name).await;
-            drop(guard);
         }
     )* };
 }

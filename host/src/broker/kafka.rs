@@ -1,5 +1,7 @@
 //! Real Kafka behind the seams, through librdkafka. Nothing outside of this room names rdkafka (ARCH-1).
 
+#![allow(clippy::wildcard_enum_match_arm, reason = "of the library's codes and events, those that matter are named")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

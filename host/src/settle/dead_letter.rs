@@ -28,6 +28,16 @@ const MESSAGE_BYTES_MAX: usize = 1024;
 const DELAY_MIN: Duration = Duration::from_millis(100);
 const DELAY_MAX: Duration = Duration::from_secs(5);
 
+/// A record whose life ends in a letter, and why.
+pub(super) struct Dead<'a> {
+    pub(super) attempt: &'a Attempt,
+    pub(super) revision: &'a Arc<str>,
+    pub(super) record: &'a CallRecord,
+    /// Attempts that it cost.
+    pub(super) attempts: u32,
+    pub(super) failure: &'a Failure,
+}
+
 impl DeadLetters {
     /// The dead-letter topic for records of a topic.
     pub fn topic_for(&self, source: &str) -> Arc<str> {
@@ -37,20 +47,12 @@ impl DeadLetters {
     /// Writes a record's letter and returns once the broker has acknowledged it, however long that takes.
     ///
     /// The partition stands still meanwhile and says so; nothing is skipped because its letter can't be written.
-    pub(super) async fn write(
-        &self,
-        producer: &dyn Producer,
-        metrics: &HandlerMetrics,
-        attempt: &Attempt,
-        revision: &Arc<str>,
-        record: &CallRecord,
-        attempts: u32,
-        failure: &Failure,
-    ) {
+    pub(super) async fn write(&self, producer: &dyn Producer, metrics: &HandlerMetrics, dead: &Dead<'_>) {
+        let Dead { attempt, revision, record, attempts, failure } = *dead;
         let topic = self.topic_for(&attempt.from.topic);
         let offset = record.record.offset();
         let class = failure.class.name();
-        let letter = self.letter(topic, attempt, revision, record, attempts, failure);
+        let letter = self.letter(topic, dead);
         let mut bare = false;
         let mut delay = DELAY_MIN;
         loop {
@@ -81,15 +83,8 @@ impl DeadLetters {
         }
     }
 
-    fn letter(
-        &self,
-        topic: Arc<str>,
-        attempt: &Attempt,
-        revision: &Arc<str>,
-        record: &CallRecord,
-        attempts: u32,
-        failure: &Failure,
-    ) -> Outgoing {
+    fn letter(&self, topic: Arc<str>, dead: &Dead<'_>) -> Outgoing {
+        let Dead { attempt, revision, record, attempts, failure } = *dead;
         let source = &record.record;
         let mut headers: Vec<Header> = source
             .headers()

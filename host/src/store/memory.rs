@@ -290,7 +290,6 @@ mod tests {
 
     crate::store_contract!(key_value, open);
 
-    #[expect(clippy::unused_async, reason = "the contract opens every store this way")]
     async fn open() -> Opened {
         let clock = Clock::default();
         let config = Config { bytes_max: Size(BYTES_MAX), value_bytes_max: Size(VALUE_BYTES_MAX) };

@@ -22,6 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const CLOSE_MAX: Duration = Duration::from_secs(12);
 
 mod classic {
+    #[expect(clippy::unused_async, reason = "the contract opens every broker this way")]
     async fn setup(_name: &str) -> (tidemill::broker::kafka::Kafka, impl Drop) {
         (super::broker(&super::servers::kafka(), &[]), super::servers::in_company())
     }
@@ -29,6 +30,7 @@ mod classic {
 }
 
 mod newer_group_protocol {
+    #[expect(clippy::unused_async, reason = "the contract opens every broker this way")]
     async fn setup(_name: &str) -> (tidemill::broker::kafka::Kafka, impl Drop) {
         let properties = [("group.protocol", "consumer")];
         (super::broker(&super::servers::kafka(), &properties), super::servers::in_company())
@@ -100,20 +102,18 @@ impl Bench {
 async fn event(member: &mut KafkaConsumer) -> ConsumerEvent {
     let next = async {
         loop {
-            match member.next_event().await {
-                ConsumerEvent::Problem(text) => eprintln!("problem: {text}"),
-                event => return event,
-            }
+            let event = member.next_event().await;
+            let ConsumerEvent::Problem(text) = event else { return event };
+            eprintln!("problem: {text}");
         }
     };
     timeout(PATIENCE, next).await.expect("an event comes in time")
 }
 
 async fn assigned(member: &mut KafkaConsumer) -> Vec<(TopicPartition, PartitionReader)> {
-    match event(member).await {
-        ConsumerEvent::Assigned(partitions) => member.start(&partitions).await.expect("they can be read"),
-        other => panic!("an assignment was expected, not {other:?}"),
-    }
+    let event = event(member).await;
+    let ConsumerEvent::Assigned(partitions) = event else { panic!("an assignment was expected, not {event:?}") };
+    member.start(&partitions).await.expect("they can be read")
 }
 
 /// Reads until a number was read, and returns all that came.
@@ -213,11 +213,9 @@ async fn a_member_that_was_away_too_long_loses_its_partitions() {
     bench.lab.pause(1).expect("the node hangs");
     tokio::time::sleep(Duration::from_secs(8)).await;
     bench.lab.resume(1).expect("the node goes on");
-    let lost = match event(&mut member).await {
-        ConsumerEvent::Lost(partitions) => partitions,
-        other => panic!("a loss was expected, not {other:?}"),
-    };
-    assert_eq!(lost, [partition.clone()]);
+    let told = event(&mut member).await;
+    let ConsumerEvent::Lost(lost) = told else { panic!("a loss was expected, not {told:?}") };
+    assert_eq!(lost, std::slice::from_ref(&partition));
     drop(readers);
     member.release(&lost).await.expect("lost partitions can be given back");
     let late = member.commit(vec![(partition, 100)]).await;

@@ -24,7 +24,6 @@ impl AsRef<Path> for Held {
     }
 }
 
-#[expect(clippy::unused_async, reason = "the contract opens every store this way")]
 async fn open() -> Opened<Held> {
     let _company = servers::in_company();
     let folder = Held { folder: tempfile::tempdir().expect("a folder"), _company };
@@ -233,9 +232,14 @@ async fn until_cut(connection: &mut dyn Connection, cut: &str) {
     }
 }
 
-#[tokio::test]
-async fn a_server_that_is_away_is_nobodys_fault_and_comes_back() {
-    let _company = servers::in_company();
+#[test]
+fn a_server_that_is_away_is_nobodys_fault_and_comes_back() {
+    let _machine = servers::in_company();
+    server_that_is_away();
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn server_that_is_away() {
     let mut server = Server::start_new().expect("postgres starts");
     let database = database(server.create_database("app").expect("a database"));
     let mut idle = connect(&database).await;

@@ -15,6 +15,7 @@ use crate::broker::{Consumer, ConsumerEvent, Outgoing, Position, Reader, StartAt
 mod on_disk {
     use super::*;
 
+    #[expect(clippy::unused_async, reason = "the contract opens every broker this way")]
     async fn setup(_promise: &str) -> (Embedded, tempfile::TempDir) {
         let folder = tempfile::tempdir().expect("a folder");
         let config = Config { create_topics: false, ..Config::at("log") };
@@ -30,6 +31,7 @@ mod in_memory {
 
     struct Nothing;
 
+    #[expect(clippy::unused_async, reason = "the contract opens every broker this way")]
     async fn setup(_promise: &str) -> (Embedded, Nothing) {
         let config = Config { create_topics: false, ..Config::at("") };
         (Embedded::start(config, Database::in_memory(), None).expect("the log opens"), Nothing)

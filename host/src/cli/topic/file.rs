@@ -134,10 +134,13 @@ impl Source {
         };
         let key = match self.key {
             None => serde_json::from_slice::<IgnoredAny>(text).map(|_| None).map_err(wrong)?,
-            Some(_) => match serde_json::from_slice(text).map_err(wrong)? {
-                Value::Object(object) => self.key_in(&object).map_err(|cause| self.wrong(line, cause))?,
-                _ => return Err(self.wrong(line, "not an object, so it has no field for the key".to_owned())),
-            },
+            Some(_) => {
+                let value: Value = serde_json::from_slice(text).map_err(wrong)?;
+                let Some(object) = value.as_object() else {
+                    return Err(self.wrong(line, "not an object, so it has no field for the key".to_owned()));
+                };
+                self.key_in(object).map_err(|cause| self.wrong(line, cause))?
+            }
         };
         Ok(Entry { line, key, value: Bytes::copy_from_slice(text) })
     }

@@ -32,14 +32,14 @@ impl Bench {
         let Command::Tail(args) = command else { panic!("{command:?}") };
         let mut lines = Vec::new();
         let admin = self.broker.admin()?;
-        tail::tail(&*admin, &args, |line| Ok(lines.push(line.to_owned()))).await?;
+        tail::tail(&*admin, &args, |line| keep(&mut lines, line)).await?;
         Ok(lines)
     }
 
     async fn list(&self, as_json: bool) -> Vec<String> {
         let mut lines = Vec::new();
         let admin = self.broker.admin().expect("it has an admin");
-        list::list(&*admin, None, as_json, |line| Ok(lines.push(line.to_owned()))).await.expect("topics are listed");
+        list::list(&*admin, None, as_json, |line| keep(&mut lines, line)).await.expect("topics are listed");
         lines
     }
 
@@ -62,6 +62,11 @@ struct Flags {
     command: Command,
 }
 
+fn keep(lines: &mut Vec<String>, line: &str) -> std::io::Result<()> {
+    lines.push(line.to_owned());
+    Ok(())
+}
+
 fn parse(args: &[&str]) -> Command {
     let args = ["topic"].iter().chain(args);
     <Flags as clap::Parser>::try_parse_from(args).expect("the flags are right").command
@@ -69,10 +74,9 @@ fn parse(args: &[&str]) -> Command {
 
 fn produce_args(path: &Path, more: &[&str]) -> ProduceArgs {
     let path = path.to_str().expect("the folder's name is text");
-    match parse(&[&["produce", "t", "--from", path], more].concat()) {
-        Command::Produce(args) => args,
-        command => panic!("{command:?}"),
-    }
+    let command = parse(&[&["produce", "t", "--from", path], more].concat());
+    let Command::Produce(args) = command else { panic!("{command:?}") };
+    args
 }
 
 fn record(millis: i64, key: Option<&'static [u8]>, value: Option<&'static [u8]>) -> Outgoing {

@@ -1,5 +1,4 @@
 //! What an SQL database promises.
-#![expect(clippy::missing_panics_doc, reason = "each function is the body of a test")]
 
 use std::{
     fs,

@@ -106,6 +106,9 @@ pub struct SqliteKeyValue {
     now: Now,
 }
 
+/// A value and when it expires, in milliseconds since the Unix epoch.
+type Kept = (Vec<u8>, Option<i64>);
+
 /// What one call works with.
 struct Keys<'a> {
     connection: &'a Connection,
@@ -183,7 +186,7 @@ impl Keys<'_> {
         limit().map_err(|error| self.failed(&error))
     }
 
-    fn get(&self, key: &str) -> Result<Option<(Vec<u8>, Option<i64>)>, KeyValueError> {
+    fn get(&self, key: &str) -> Result<Option<Kept>, KeyValueError> {
         let sql =
             "SELECT value, expires_ms FROM tidemill_kv WHERE key = ?1 AND (expires_ms IS NULL OR expires_ms > ?2)";
         let get = || {

@@ -140,7 +140,7 @@ fn columns(prepared: &CachedStatement<'_>) -> Vec<Column> {
         name: column.name().to_owned(),
         type_name: column.decl_type().unwrap_or_default().to_ascii_lowercase(),
     };
-    prepared.columns().into_iter().map(column).collect()
+    prepared.columns().map(column).collect()
 }
 
 /// A row and its size in bytes.
