@@ -129,7 +129,11 @@ async fn host<B: Broker>(
     let admin = doors.admin.map(|admin| tokio::spawn(admin.run(stop_admin.clone())));
     warm(&producers, &config).await;
     let ingest = doors.ingest.map(|ingest| tokio::spawn(ingest.run(stop_ingest.clone())));
-    tracing::info!(ingest = ?addresses.ingest, admin = ?addresses.admin, "the host runs");
+    tracing::info!(
+        ingest = addresses.ingest.map(tracing::field::display),
+        admin = addresses.admin.map(tracing::field::display),
+        "the host runs"
+    );
     view.started();
     let announced = tokio::spawn(view::announce(Arc::clone(&view), addresses, ready_file));
 

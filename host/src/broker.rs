@@ -214,6 +214,9 @@ pub trait Reader: Send + 'static {
 
     /// One past the last record of the partition, as far as is known without asking.
     fn end_offset(&self) -> Option<Offset>;
+
+    /// The next offset to be read, as far as is known without asking: at first where the group stands.
+    fn position(&self) -> Option<Offset>;
 }
 
 /// What is known of a topic.

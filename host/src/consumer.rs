@@ -184,7 +184,12 @@ impl<B: Broker> Group<B> {
 
     async fn assign(&mut self, consumer: &mut B::Consumer, partitions: &[TopicPartition]) -> Result<(), String> {
         let readers = consumer.start(partitions).await.map_err(|error| error.to_string())?;
-        tracing::info!(group = self.config.subscription.group, partitions = %names(partitions), "partitions are assigned");
+        let group = &self.config.subscription.group;
+        if partitions.is_empty() {
+            tracing::info!(group, "joined; there is no partition for this host for now");
+        } else {
+            tracing::info!(group, partitions = %names(partitions), "partitions are assigned");
+        }
         for (from, reader) in readers {
             self.epoch += 1;
             let progress = Arc::new(Progress::new(from.clone(), self.epoch));

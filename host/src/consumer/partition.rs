@@ -198,12 +198,13 @@ impl<R: Reader> Task<R> {
 
     /// Tells others how far the partition is.
     fn refresh(&mut self) {
-        let committable = self.machine.committable().unwrap_or(0);
+        let stands = self.machine.committable().or_else(|| self.reader.position());
+        let committable = stands.unwrap_or(0);
         while self.made.front().is_some_and(|(last, _)| *last < committable) {
             self.made.pop_front();
         }
         let oldest_ms = self.made.front().and_then(|(_, millis)| *millis);
-        self.progress.set_load(self.reader.end_offset(), self.machine.pending(), oldest_ms);
+        self.progress.set_load(stands, self.reader.end_offset(), self.machine.pending(), oldest_ms);
         self.publish(committable, oldest_ms);
     }
 

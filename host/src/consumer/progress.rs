@@ -17,6 +17,8 @@ pub struct Progress {
     /// Which assignment of this host it is: progress of an older one is void.
     pub epoch: u64,
     committable: AtomicI64,
+    /// Where the partition stands while nothing was settled.
+    position: AtomicI64,
     end: AtomicI64,
     pending: AtomicU64,
     /// Milliseconds since the Unix epoch of about the oldest unsettled record; `UNKNOWN` when there is none.
@@ -38,6 +40,7 @@ impl Progress {
             from,
             epoch,
             committable: AtomicI64::new(UNKNOWN),
+            position: AtomicI64::new(UNKNOWN),
             end: AtomicI64::new(UNKNOWN),
             pending: AtomicU64::new(0),
             oldest_ms: AtomicI64::new(UNKNOWN),
@@ -48,7 +51,14 @@ impl Progress {
         self.committable.store(offset, Ordering::Release);
     }
 
-    pub(super) fn set_load(&self, end: Option<Offset>, pending: usize, oldest_ms: Option<i64>) {
+    pub(super) fn set_load(
+        &self,
+        position: Option<Offset>,
+        end: Option<Offset>,
+        pending: usize,
+        oldest_ms: Option<i64>,
+    ) {
+        self.position.store(position.unwrap_or(UNKNOWN), Ordering::Relaxed);
         self.end.store(end.unwrap_or(UNKNOWN), Ordering::Relaxed);
         self.pending.store(pending as u64, Ordering::Relaxed);
         self.oldest_ms.store(oldest_ms.unwrap_or(UNKNOWN), Ordering::Relaxed);
@@ -64,6 +74,7 @@ impl Progress {
     pub fn view(&self) -> PartitionView {
         let known = |value: i64| (value != UNKNOWN).then_some(value);
         let committable = known(self.committable.load(Ordering::Acquire));
+        let committable = committable.or(known(self.position.load(Ordering::Relaxed)));
         let end = known(self.end.load(Ordering::Relaxed));
         PartitionView {
             from: self.from.clone(),

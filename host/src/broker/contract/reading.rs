@@ -94,7 +94,7 @@ pub async fn an_unread_partition_holds_up_nobody<B: Broker>(broker: &B, name: &s
     within(consumer.close()).await;
 }
 
-/// Lag needs the end of a partition: it is known once something was read.
+/// Lag needs the end of a partition, known once something was read, and where the group stands.
 pub async fn an_end_is_known_after_reading<B: Broker>(broker: &B, name: &str) {
     let bench = Bench::new(broker, name);
     let topic = bench.topic("records", 1).await;
@@ -103,6 +103,13 @@ pub async fn an_end_is_known_after_reading<B: Broker>(broker: &B, name: &str) {
     let chunk = within(readers[0].1.next(10, 1 << 20)).await.expect("the partition can be read");
     assert!(chunk.len() <= 10);
     assert_eq!(readers[0].1.end_offset(), Some(50));
+    assert_eq!(readers[0].1.position(), Some(chunk.len() as i64));
+    within(consumer.commit(vec![(readers[0].0.clone(), 10)])).await.expect("it is committed");
+    drop(readers);
+    within(consumer.close()).await;
+
+    let (consumer, readers) = started(&bench, &topic, 1).await;
+    assert_eq!(readers[0].1.position(), Some(10), "where the group stands is known before anything is read");
     drop(readers);
     within(consumer.close()).await;
 }

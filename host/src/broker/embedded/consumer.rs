@@ -190,6 +190,10 @@ impl Reader for EmbeddedReader {
     fn end_offset(&self) -> Option<Offset> {
         Some((*self.end.borrow()).max(self.position))
     }
+
+    fn position(&self) -> Option<Offset> {
+        Some(self.position)
+    }
 }
 
 impl EmbeddedReader {

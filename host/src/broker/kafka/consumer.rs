@@ -72,18 +72,24 @@ impl KafkaConsumer {
         Ok(Self { client, start_at: subscription.start_at, events, leave: LeaveOnDrop(closing), ended })
     }
 
-    /// Where partitions begin: committed offsets are the library's to find, but for a start at the next record.
+    /// Where partitions begin: at their committed offsets. The library would find those, too, but not tell them, and how
+    /// far a quiet partition is behind would be unknown.
     ///
-    /// There the end is fixed and committed at once: otherwise the group would skip what is written until its first
-    /// commit, at each rebalance again.
+    /// For a start at the next record the end is fixed and committed at once: otherwise the group would skip what is
+    /// written until its first commit, at each rebalance again.
     async fn places(&self, partitions: &[TopicPartition]) -> Result<TopicPartitionList, BrokerError> {
-        let mut places = list(partitions.iter().map(|partition| (partition, Place::Invalid)))?;
-        if self.start_at == StartAt::Earliest {
-            return Ok(places);
-        }
+        let unknown = list(partitions.iter().map(|partition| (partition, Place::Invalid)))?;
         let client = Arc::clone(&self.client);
-        let (found, fresh) = blocking(move || find_places(&client, places)).await?;
-        places = found;
+        if self.start_at == StartAt::Earliest {
+            let asked = unknown.clone();
+            let committed = blocking(move || {
+                let found = client.consumer.committed_offsets(asked, PLACE_DEADLINE);
+                found.map_err(|error| client.unavailable(code_of(&error)))
+            });
+            // Without an answer the library looks by itself, for as long as it takes.
+            return Ok(committed.await.unwrap_or(unknown));
+        }
+        let (places, fresh) = blocking(move || find_places(&client, unknown)).await?;
         if fresh.count() > 0 {
             let kept = match self.client.commit(&fresh) {
                 Ok(commit) => commit.answer().await,

@@ -25,6 +25,8 @@ pub struct PartitionReader {
     /// The lowest offset that was not delivered. A pause inside of the library, at each rebalance of the group, may
     /// bring again what was taken just before.
     next: Offset,
+    /// Where the group stood when it was assigned; `None` where it has committed nothing.
+    start: Option<Offset>,
     /// What a record weighed of late: the library takes by count, and the caller bounds by bytes, too.
     usual_bytes: usize,
 }
@@ -35,9 +37,10 @@ impl PartitionReader {
         of: &TopicPartition,
         queue: Queue,
         ours: Arc<AtomicBool>,
+        start: Option<Offset>,
     ) -> Result<Self, BrokerError> {
         let topic = CString::new(&*of.topic).map_err(|_| BrokerError::NoSuchTopic(of.topic.to_string()))?;
-        Ok(Self { client, topic, of: of.clone(), queue, ours, next: 0, usual_bytes: FIRST_GUESS_BYTES })
+        Ok(Self { client, topic, of: of.clone(), queue, ours, next: 0, start, usual_bytes: FIRST_GUESS_BYTES })
     }
 
     /// The flag that the consumer clears when the partition is given back.
@@ -107,5 +110,11 @@ impl Reader for PartitionReader {
 
     fn end_offset(&self) -> Option<Offset> {
         ffi::known_end(&*self.client, &self.topic, self.of.partition)
+    }
+
+    fn position(&self) -> Option<Offset> {
+        // An empty partition has one place to stand.
+        let in_empty = || self.end_offset().filter(|end| *end == 0);
+        (self.next > 0).then_some(self.next).or(self.start).or_else(in_empty)
     }
 }

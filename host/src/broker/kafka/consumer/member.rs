@@ -113,7 +113,10 @@ impl Client {
             let queue = Queue::split(self.native_handle(), partition, &self.wakers);
             let queue = queue.ok_or_else(|| BrokerError::NoSuchTopic(partition.topic.to_string()))?;
             let ours = Arc::new(AtomicBool::new(true));
-            readers.push((partition.clone(), PartitionReader::new(self.native_handle(), partition, queue, ours)?));
+            readers.push((
+                partition.clone(),
+                PartitionReader::new(self.native_handle(), partition, queue, ours, committed(places, partition))?,
+            ));
         }
         let answered = self.state().unanswered.take();
         if let Err(error) = self.consumer.incremental_assign(places) {
@@ -188,6 +191,13 @@ impl Client {
 
     fn native_handle(self: &Arc<Self>) -> Arc<dyn Native> {
         Arc::clone(self) as Arc<dyn Native>
+    }
+}
+
+fn committed(places: &TopicPartitionList, of: &TopicPartition) -> Option<Offset> {
+    match places.find_partition(&of.topic, of.partition)?.offset() {
+        Place::Offset(offset) => Some(offset),
+        _ => None,
     }
 }
 
