@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tidemill_core::record::{Chunk, Offset, TopicPartition};
 
@@ -248,6 +249,18 @@ pub type Committed = Vec<(i32, Option<Offset>)>;
 pub trait Admin: Send + Sync + 'static {
     /// All topics, or the named one, by name. Internal topics are left out.
     fn topics(&self, name: Option<&str>) -> BoxFuture<'_, Result<Vec<TopicInfo>, BrokerError>>;
+
+    /// Whether a topic is there, or would be made by its first record.
+    fn takes_records<'a>(&'a self, topic: &'a str) -> BoxFuture<'a, Result<bool, BrokerError>> {
+        async move {
+            match self.topics(Some(topic)).await {
+                Ok(found) => Ok(!found.is_empty()),
+                Err(BrokerError::NoSuchTopic(_)) => Ok(false),
+                Err(error) => Err(error),
+            }
+        }
+        .boxed()
+    }
 
     /// Makes a topic. `replicas` is ignored where there is no replication; `None` is the broker's default.
     fn create_topic(

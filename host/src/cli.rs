@@ -90,6 +90,10 @@ impl Cli {
 
 /// Writes a line to standard output, where a command's answer goes.
 pub(crate) fn say(line: &str) -> std::io::Result<()> {
-    use std::io::Write;
-    writeln!(std::io::stdout().lock(), "{line}")
+    use std::io::{ErrorKind, Write};
+    match writeln!(std::io::stdout().lock(), "{line}") {
+        // Whoever reads has read enough, such as `head`.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
 }

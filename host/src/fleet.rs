@@ -6,6 +6,7 @@
 
 mod roster;
 mod stamp;
+mod topics;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -321,8 +322,12 @@ impl<B: Broker> Fleet<B> {
             group: spec.consumer.subscription.group.as_str().into(),
             topic: spec.dead_letter_topic.as_deref().map(Into::into),
         };
-        let settler =
-            Settler::new(Arc::clone(&self.parts.producer), spec.retry.clone(), dead_letters, Arc::clone(&metrics));
+        let settler = Settler::new(
+            Arc::clone(&self.parts.producer),
+            spec.retry.clone(),
+            dead_letters.clone(),
+            Arc::clone(&metrics),
+        );
         let membership = Arc::clone(&running.membership);
         let group = Group::new(
             self.parts.broker.clone(),
@@ -332,6 +337,7 @@ impl<B: Broker> Fleet<B> {
             metrics,
             membership,
         );
+        tokio::spawn(topics::look(self.parts.broker.clone(), spec.clone(), dead_letters, running.stop.clone()));
         let task = tokio::spawn(group.run(running.stop.clone()));
         tracing::info!(
             handler = name,

@@ -39,6 +39,10 @@ impl Admin for EmbeddedAdmin {
         self.ask(move |connection| reads::topics(connection, name.as_deref()))
     }
 
+    fn takes_records<'a>(&'a self, topic: &'a str) -> BoxFuture<'a, Result<bool, BrokerError>> {
+        Box::pin(std::future::ready(Ok(self.log.config.create_topics || self.log.topics.get(topic).is_some())))
+    }
+
     fn create_topic(
         &self,
         name: &str,

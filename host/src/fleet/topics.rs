@@ -1,0 +1,61 @@
+//! Topics that a handler needs and nobody made: told when it starts, with the command that makes them.
+
+use std::collections::BTreeSet;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::{Admin, Broker};
+use crate::config::manifest::HandlerSpec;
+use crate::settle::DeadLetters;
+
+/// What a handler does with a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Reads,
+    Produces,
+    DeadLetters,
+}
+
+impl Use {
+    fn consequence(self) -> &'static str {
+        match self {
+            Use::Reads => "the handler has nothing to read until it is there",
+            Use::Produces => "records whose outputs go there wait until it is there",
+            Use::DeadLetters => "a record that has to go there holds up its lane until it is there",
+        }
+    }
+}
+
+/// Looks for a handler's topics and logs which are missing. The handler runs meanwhile: topics may be made later.
+pub(super) async fn look<B: Broker>(broker: B, spec: HandlerSpec, dead_letters: DeadLetters, stop: CancellationToken) {
+    let look = async {
+        // The broker may be away, which others report.
+        let Ok(admin) = broker.admin() else { return };
+        missing(&*admin, &spec, &dead_letters).await;
+    };
+    tokio::select! {
+        () = look => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+async fn missing(admin: &dyn Admin, spec: &HandlerSpec, dead_letters: &DeadLetters) {
+    for (topic, r#use) in uses(spec, dead_letters) {
+        if matches!(admin.takes_records(&topic).await, Ok(false)) {
+            tracing::warn!(
+                handler = spec.name,
+                topic,
+                consequence = r#use.consequence(),
+                "there is no such topic; make it with `tidemill topic create {topic} --partitions N`"
+            );
+        }
+    }
+}
+
+fn uses(spec: &HandlerSpec, dead_letters: &DeadLetters) -> Vec<(String, Use)> {
+    let reads = &spec.consumer.subscription.topics;
+    let letters: BTreeSet<_> = reads.iter().map(|topic| dead_letters.topic_for(topic)).collect();
+    let reads = reads.iter().map(|topic| (topic.clone(), Use::Reads));
+    let produces = spec.grants.produce.iter().map(|topic| (topic.clone(), Use::Produces));
+    reads.chain(produces).chain(letters.iter().map(|topic| (topic.to_string(), Use::DeadLetters))).collect()
+}
