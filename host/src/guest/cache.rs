@@ -17,6 +17,8 @@ use wasmtime::component::Component;
 const BYTES_MAX: u64 = 512 << 20;
 /// What the files' names end with.
 const EXTENSION: &str = "compiled";
+/// What they end with while they are written; a crash may leave one behind.
+const UNFINISHED: &str = "tmp";
 
 /// A private folder of compiled components.
 #[derive(Debug)]
@@ -78,7 +80,7 @@ impl Cache {
         let path = self.path(engine, digest);
         let kept = component.serialize().map_err(|error| io::Error::other(format!("{error:#}"))).and_then(|code| {
             // Never over the old file: it may be mapped into a running host.
-            let beside = path.with_extension(format!("{}.tmp", std::process::id()));
+            let beside = path.with_extension(format!("{}.{UNFINISHED}", std::process::id()));
             let written = private(&beside).and_then(|mut file| file.write_all(&code).and_then(|()| file.sync_all()));
             written.and_then(|()| fs::rename(&beside, &path)).inspect_err(|_| {
                 fs::remove_file(&beside).ok();
@@ -105,7 +107,7 @@ impl Cache {
     fn shrink(&self) {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
         let mut files: Vec<(SystemTime, u64, PathBuf)> = entries
-            .filter(|entry| entry.path().extension().is_some_and(|extension| extension == EXTENSION))
+            .filter(|entry| entry.path().extension().is_some_and(|ending| ending == EXTENSION || ending == UNFINISHED))
             .filter_map(|entry| {
                 let metadata = entry.metadata().ok()?;
                 Some((metadata.modified().ok()?, metadata.len(), entry.path()))
@@ -154,9 +156,14 @@ fn load(engine: &Engine, path: &Path) -> wasmtime::Result<Component> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use wasmtime::ModuleVersionStrategy;
+
     use super::*;
+    use crate::guest::Engine as Sandbox;
 
     const SMALL: &str = "(component)";
+    /// What can't be compiled can only come from the folder.
+    const BROKEN: &str = "(component";
 
     fn engine() -> Engine {
         Engine::new(&wasmtime::Config::new()).expect("an engine")
@@ -192,16 +199,57 @@ mod tests {
         assert!(Cache::open(&open).is_ok());
     }
 
+    #[tokio::test]
+    async fn after_a_restart_nothing_is_compiled_again() {
+        let state = tempfile::tempdir().expect("a folder");
+        started(state.path(), "a", SMALL).await.expect("it compiles");
+        started(state.path(), "a", BROKEN).await.expect("it was kept");
+        started(state.path(), "b", BROKEN).await.expect_err("another digest is another component");
+    }
+
+    #[tokio::test]
+    async fn a_host_whose_folder_is_open_to_others_goes_on_without() {
+        let state = tempfile::tempdir().expect("a folder");
+        let open = state.path().join("compiled");
+        fs::create_dir(&open).expect("made");
+        for mode in [0o701, 0o710, 0o777] {
+            fs::set_permissions(&open, fs::Permissions::from_mode(mode)).expect("set");
+            started(state.path(), "a", SMALL).await.expect("it compiles");
+            assert_eq!(fs::read_dir(&open).expect("it is there").count(), 0, "nothing is kept where others may look");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_does_not_fit_is_made_anew() {
+        let state = tempfile::tempdir().expect("a folder");
+        started(state.path(), "a", SMALL).await.expect("it compiles");
+        let folder = state.path().join("compiled");
+        let path = fs::read_dir(&folder).expect("it is there").next().expect("one file").expect("an entry").path();
+        let whole = fs::read(&path).expect("it is kept");
+        let mut other_version = wasmtime::Config::new();
+        other_version.module_version(ModuleVersionStrategy::Custom("another".to_owned())).expect("a version");
+        let foreign = component(&Engine::new(&other_version).expect("an engine")).serialize().expect("its code");
+        for (misfit, bytes) in [
+            ("not code", &b"not code"[..]),
+            ("empty", b""),
+            ("cut off", &whole[..whole.len() / 2]),
+            ("another version", &foreign),
+        ] {
+            fs::remove_file(&path).expect("it is there");
+            fs::write(&path, bytes).expect("written");
+            started(state.path(), "a", SMALL).await.unwrap_or_else(|error| panic!("{misfit}: {error}"));
+            assert_eq!(fs::read(&path).expect("it is kept"), whole, "{misfit}");
+        }
+    }
+
     #[test]
-    fn a_damaged_file_is_made_anew() {
+    fn a_folder_that_went_away_costs_only_time() {
         let folder = tempfile::tempdir().expect("a folder");
         let cache = Cache::open(&folder.path().join("cache")).expect("it is private");
         let engine = engine();
+        fs::remove_dir(folder.path().join("cache")).expect("removed");
         cache.put(&engine, "a", &component(&engine));
-        let path = cache.path(&engine, "a");
-        fs::write(&path, b"not code").expect("written");
         assert!(cache.get(&engine, "a").is_none());
-        assert!(!path.exists());
     }
 
     #[test]
@@ -217,10 +265,32 @@ mod tests {
         }
         let length = fs::metadata(cache.path(&engine, "a")).expect("it is kept").len();
         assert!(cache.get(&engine, "a").is_some(), "using it makes it young");
-        cache.bytes_max = length * 2;
-        cache.shrink();
-        assert!(cache.get(&engine, "a").is_some());
-        assert!(cache.get(&engine, "b").is_none());
-        assert!(cache.get(&engine, "c").is_some());
+        cache.bytes_max = length * 3;
+        cache.put(&engine, "d", &component);
+        for (digest, stays) in [("a", true), ("b", false), ("c", true), ("d", true)] {
+            assert_eq!(cache.get(&engine, digest).is_some(), stays, "{digest}");
+        }
+    }
+
+    #[test]
+    fn what_a_crash_left_half_written_counts_and_goes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut cache = Cache::open(&folder.path().join("cache")).expect("it is private");
+        let engine = engine();
+        let left = cache.path(&engine, "a").with_extension(format!("1.{UNFINISHED}"));
+        fs::write(&left, "half").expect("written");
+        cache.put(&engine, "b", &component(&engine));
+        assert!(left.exists(), "another host may be writing it");
+        cache.bytes_max = fs::metadata(cache.path(&engine, "b")).expect("it is kept").len();
+        cache.put(&engine, "b", &component(&engine));
+        assert!(!left.exists());
+        assert!(cache.get(&engine, "b").is_some());
+    }
+
+    /// What a host that starts with this folder makes of a component.
+    async fn started(state: &Path, digest: &str, text: &str) -> wasmtime::Result<Component> {
+        let bytes = wat::parse_str(text).unwrap_or_else(|_| text.as_bytes().to_vec());
+        let sandbox = Sandbox::with_instances(state, 1).expect("a sandbox");
+        sandbox.compile(digest.into(), bytes).await.expect("the host does not fail")
     }
 }

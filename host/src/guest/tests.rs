@@ -3,6 +3,7 @@
 mod calls;
 mod loads;
 mod odd;
+mod sdk;
 mod swaps;
 
 use std::collections::BTreeMap;

@@ -66,9 +66,9 @@ async fn a_call_ends_on_the_revision_that_it_began_on() {
     assert_ne!(old, new);
     assert_eq!(live.view().before[0].in_flight, 1);
     let quick = live.call(&mut super::attempt(1, Duration::from_secs(60))).await;
-    assert_eq!((quick.revision, quick.outcomes), (new, Ok(vec![Outcome::Skip])), "new calls go to the new one");
+    assert_eq!((quick.revision, quick.outcomes), (new, Ok(vec![Outcome::Skip])), "REV-2: new calls go to the new one");
     let called = running.await;
-    assert_eq!((called.revision, called.outcomes), (old, Ok(vec![Outcome::Ack(Vec::new())])));
+    assert_eq!((called.revision, called.outcomes), (old, Ok(vec![Outcome::Ack(Vec::new())])), "REV-1");
     assert_eq!(live.view().before[0].in_flight, 0);
     assert_eq!(engine.room_left(), 3, "the old one keeps no instance");
 }
