@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use rdkafka::ClientConfig;
 use rdkafka::config::FromClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
@@ -13,6 +13,7 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 use crate::run::{Measured, Run, Watch};
 
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(run: &Run) -> Result<Measured> {
@@ -29,8 +30,14 @@ pub(crate) fn run(run: &Run) -> Result<Measured> {
     let mut copied = 0;
     let mut watch = None;
     let mut committed = Instant::now();
+    // When time was last looked at: each record would be too often.
+    let mut last = Instant::now();
     while copied < run.records {
-        let Some(message) = consumer.poll(PATIENCE) else { bail!("no record for {PATIENCE:?}") };
+        // It may also return without a record when something else happened.
+        let Some(message) = consumer.poll(POLL) else {
+            ensure!(last.elapsed() < PATIENCE, "no record for {PATIENCE:?}");
+            continue;
+        };
         let message = message?;
         if watch.is_none() {
             watch = Some(Watch::start()?);
@@ -43,9 +50,12 @@ pub(crate) fn run(run: &Run) -> Result<Measured> {
             record = again;
         }
         copied += 1;
-        if copied % 1024 == 0 && committed.elapsed() >= COMMIT_INTERVAL {
-            commit(&consumer)?;
-            committed = Instant::now();
+        if copied % 1024 == 0 {
+            last = Instant::now();
+            if last - committed >= COMMIT_INTERVAL {
+                commit(&consumer)?;
+                committed = last;
+            }
         }
     }
     producer.flush(PATIENCE)?;
