@@ -63,15 +63,7 @@ impl Attempt {
         guarantee: Guarantee,
         deadline: Duration,
     ) -> Self {
-        Self {
-            from,
-            epoch,
-            records,
-            deadline,
-            delivery: "live",
-            guarantee,
-            effects: Effects::default(),
-        }
+        Self { from, epoch, records, deadline, delivery: "live", guarantee, effects: Effects::default() }
     }
 }
 
