@@ -31,7 +31,7 @@ async fn only_what_is_behind_the_contiguous_frontier_is_committed() {
 #[tokio::test]
 async fn a_commit_is_of_what_was_settled_in_whatever_order() {
     let seed = fastrand::u64(..);
-    println!("seed {seed}");
+    eprintln!("seed {seed}");
     let mut dice = fastrand::Rng::with_seed(seed);
     let keys: Vec<String> = (0..80).map(|key| key.to_string()).collect();
     let world = World::with(&keys.join(" ")).await;

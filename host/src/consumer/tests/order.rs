@@ -33,7 +33,7 @@ async fn a_record_that_is_tried_again_comes_before_what_follows_in_its_lane() {
 #[tokio::test]
 async fn records_of_a_key_run_one_after_another_while_other_keys_run() {
     let seed = fastrand::u64(..);
-    println!("seed {seed}");
+    eprintln!("seed {seed}");
     let mut dice = fastrand::Rng::with_seed(seed);
     let keys: Vec<&str> = (0..60).map(|_| ["a", "b", "c", "d", "e", "f"][dice.usize(..6)]).collect();
     let world = World::with(&keys.join(" ")).await;
