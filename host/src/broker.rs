@@ -7,6 +7,8 @@
 pub mod contract;
 pub mod embedded;
 pub mod kafka;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 use std::future::Future;

@@ -280,3 +280,6 @@ impl<B: Broker> Group<B> {
 fn names(partitions: &[TopicPartition]) -> String {
     partitions.iter().map(TopicPartition::to_string).collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(test)]
+mod tests;

@@ -198,6 +198,8 @@ impl<B: Broker> Fleet<B> {
         let stamp = Stamp::of(folder);
         let known = self.roster.get(name);
         if known.as_ref().is_some_and(|running| running.seen() == stamp) {
+            // What was refused meanwhile is gone from the folder.
+            self.accept(name);
             return;
         }
         if self
@@ -209,7 +211,7 @@ impl<B: Broker> Fleet<B> {
         }
         let Some(stamp) = Stamp::settled(folder).await else { return };
         let result = match &known {
-            Some(running) if running.seen().same_manifest(&stamp) => self.swap(running).await,
+            Some(running) if running.seen().same_manifest(&stamp) => self.swap(running, folder).await,
             Some(running) => self.replace(name, running, folder).await,
             None => {
                 self.load(folder, Purpose::Run).await.and_then(|new| self.admit(new)).map(|new| self.launch(name, new))
@@ -217,14 +219,18 @@ impl<B: Broker> Fleet<B> {
         };
         match result {
             Ok(()) => {
-                self.refused.remove(name);
-                self.roster.accepted(name);
+                self.accept(name);
                 if let Some(running) = self.roster.get(name) {
                     running.saw(stamp);
                 }
             }
             Err(error) => self.refuse(name, known.is_some(), stamp, &error),
         }
+    }
+
+    fn accept(&mut self, name: &str) {
+        self.refused.remove(name);
+        self.roster.accepted(name);
     }
 
     fn refuse(&mut self, name: &str, runs: bool, stamp: Stamp, error: &HandlerError) {
@@ -239,15 +245,16 @@ impl<B: Broker> Fleet<B> {
     }
 
     /// Another component behind the same manifest: swapped while records flow.
-    async fn swap(&self, running: &Arc<Running>) -> Result<(), HandlerError> {
+    async fn swap(&self, running: &Arc<Running>, folder: &Path) -> Result<(), HandlerError> {
         let handler = &running.spec.name;
-        let bytes = read_module(&running.spec)?;
+        // Read anew: the component may have another name now, and its first migrations may have come with it.
+        let spec = HandlerSpec::read(folder).map_err(HandlerError::Manifest)?;
+        let bytes = read_module(&spec)?;
         if !running.live.wants(&bytes) {
             return Ok(());
         }
-        self.migrate(&running.spec).await?;
-        let swapped = running.live.swap(bytes).await;
-        swapped.map_err(|cause| HandlerError::Load { handler: handler.clone(), cause })?;
+        let swapped = running.live.swap_when(bytes, self.migrate(&spec)).await;
+        swapped.map_err(|cause| HandlerError::Load { handler: handler.clone(), cause })??;
         tracing::info!(handler, revision = crate::attempt::short(&running.live.digest()), since = %running.since(), "another revision is live");
         Ok(())
     }
@@ -317,6 +324,7 @@ impl<B: Broker> Fleet<B> {
     fn launch(&self, name: &str, running: Running) {
         let spec = &running.spec;
         let metrics = self.parts.metrics.handler(name);
+        metrics.live(&running.live.digest());
         let dead_letters = DeadLetters {
             handler: name.into(),
             group: spec.consumer.subscription.group.as_str().into(),
@@ -393,3 +401,6 @@ async fn stop_handler(running: &Arc<Running>) {
         tracing::error!(handler = running.spec.name, %error, "the handler's task ended badly");
     }
 }
+
+#[cfg(test)]
+mod tests;

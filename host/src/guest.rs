@@ -88,4 +88,4 @@ pub struct Called {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -20,7 +20,7 @@ use super::{Config, Parts, Progress};
 use crate::attempt::{self, Attempt};
 use crate::broker::Reader;
 use crate::fault::Fault;
-use crate::metrics::PartitionMetrics;
+use crate::metrics::{HandlerMetrics, PartitionMetrics};
 
 /// Waits before a partition whose reader failed is read again.
 const READ_AGAIN_DELAY: Duration = Duration::from_secs(1);
@@ -179,9 +179,9 @@ impl<R: Reader> Task<R> {
     fn invoke(&mut self, call: Call, slot: OwnedSemaphorePermit) {
         let parts = Arc::clone(&self.parts);
         parts.metrics.attempts.inc();
-        parts.metrics.in_flight.inc_by(call.records.len() as i64);
         let id = call.id;
         let records = call.records.len();
+        let in_flight = InFlight::new(&parts.metrics, records);
         let from = self.progress.from.clone();
         let Config { guarantee, call_deadline, .. } = self.config;
         let attempt = Attempt::new(from.clone(), self.progress.epoch, call.records, guarantee, call_deadline);
@@ -191,7 +191,7 @@ impl<R: Reader> Task<R> {
                 tracing::error!(partition = %from, records, "the host panicked in an attempt; its records are tried again");
                 vec![Verdict::Retry { after: PANIC_DELAY, charge: true }; records]
             });
-            parts.metrics.in_flight.dec_by(records as i64);
+            drop(in_flight);
             (id, verdicts)
         });
     }
@@ -218,6 +218,26 @@ impl<R: Reader> Task<R> {
         self.metrics.lanes_waiting.set(self.machine.lanes_waiting() as i64);
         self.metrics.pending.set(pending as i64);
         self.metrics.position.set(self.machine.position().unwrap_or(0));
+    }
+}
+
+/// Records in a call, counted until it is dropped: a call that is stopped at the drain deadline never returns.
+struct InFlight {
+    metrics: Arc<HandlerMetrics>,
+    records: i64,
+}
+
+impl InFlight {
+    fn new(metrics: &Arc<HandlerMetrics>, records: usize) -> Self {
+        let records = records as i64;
+        metrics.in_flight.inc_by(records);
+        Self { metrics: Arc::clone(metrics), records }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.metrics.in_flight.dec_by(self.records);
     }
 }
 

@@ -44,7 +44,8 @@ impl Stamp {
     pub(super) async fn settled(folder: &Path) -> Option<Self> {
         for _ in 0..LOOKS_MAX {
             let stamp = Self::of(folder);
-            let newest = stamp.files.values().filter_map(|file| file.modified).max();
+            let manifest = std::fs::metadata(folder.join(manifest::FILE)).and_then(|file| file.modified()).ok();
+            let newest = stamp.files.values().filter_map(|file| file.modified).chain(manifest).max();
             match newest.and_then(|newest| newest.elapsed().ok()) {
                 Some(age) if age < SETTLE_TIME => tokio::time::sleep(SETTLE_TIME - age).await,
                 Some(_) | None => return Some(stamp),
@@ -67,5 +68,32 @@ fn note(folder: &Path, extension: &str, files: &mut BTreeMap<PathBuf, FileStamp>
             };
             files.insert(path, stamp);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each file in turn is the one that somebody still writes to.
+    #[tokio::test(start_paused = true)]
+    async fn a_folder_is_not_taken_while_a_file_of_it_is_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = [manifest::FILE, "h.wasm", "migrations/V1__a.sql"].map(|file| folder.path().join(file));
+        std::fs::create_dir(folder.path().join("migrations")).expect("a folder");
+        files.iter().for_each(|file| write(file, Duration::from_secs(60)));
+        assert_eq!(Stamp::settled(folder.path()).await, Some(Stamp::of(folder.path())));
+        for file in files {
+            // The paused clock lets all looks pass at once.
+            write(&file, Duration::ZERO);
+            assert_eq!(Stamp::settled(folder.path()).await, None, "{}", file.display());
+            write(&file, Duration::from_secs(60));
+        }
+    }
+
+    /// Writes a file that was written so long ago.
+    fn write(path: &Path, ago: Duration) {
+        let file = std::fs::File::create(path).expect("it can be written");
+        file.set_modified(SystemTime::now() - ago).expect("it has a time");
     }
 }

@@ -1,5 +1,6 @@
 //! A handler's guest while records flow: which revision runs, swapping it, and going back.
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -58,7 +59,8 @@ pub struct Before {
 }
 
 impl LiveHandler {
-    /// Checks, compiles and tries out a component, which then is the live revision.
+    /// Checks, compiles and tries out a component, which then is the live revision. It is not counted as live yet: the
+    /// handler may still be refused.
     pub async fn load(
         engine: &Arc<Engine>,
         spec: &HandlerSpec,
@@ -79,7 +81,6 @@ impl LiveHandler {
         let revision = check::load(engine, &plan, bytes).await?;
         let mut revisions = Revisions::new();
         revisions.install(revision.digest(), Arc::clone(&revision));
-        metrics.live(revision.digest());
         Ok(Self {
             engine: Arc::clone(engine),
             plan,
@@ -104,15 +105,29 @@ impl LiveHandler {
     /// Loads another component and lets it take over: calls in hand end on the revision that they began on. A component
     /// that can't be taken changes nothing (REV-4).
     pub async fn swap(&self, bytes: Vec<u8>) -> Result<(), LoadError> {
+        let Ok(()) = self.swap_when(bytes, async { Ok::<(), Infallible>(()) }).await?;
+        Ok(())
+    }
+
+    /// Like [`Self::swap`], with what has to be done between: `ready` begins once the component is known to be good, and
+    /// the component takes over if that succeeds.
+    pub async fn swap_when<E>(
+        &self,
+        bytes: Vec<u8>,
+        ready: impl Future<Output = Result<(), E>>,
+    ) -> Result<Result<(), E>, LoadError> {
         let _loading = self.loading.lock().await;
         if !self.wants(&bytes) {
-            return Ok(());
+            return Ok(Ok(()));
         }
         let revision = check::load(&self.engine, &self.plan, bytes).await?;
+        if let Err(cause) = ready.await {
+            return Ok(Err(cause));
+        }
         self.revisions().install(revision.digest(), Arc::clone(&revision));
         self.take_over(revision);
         self.metrics.swaps.inc();
-        Ok(())
+        Ok(Ok(()))
     }
 
     /// Goes back to the revision before and sets the live one aside. Returns the digest that is live now.

@@ -2,7 +2,7 @@
 
 mod calls;
 mod loads;
-mod odd;
+pub(crate) mod odd;
 mod sdk;
 mod swaps;
 
@@ -60,7 +60,7 @@ impl Test {
 }
 
 /// One engine for all tests that do not count instances.
-fn engine() -> Arc<Engine> {
+pub(crate) fn engine() -> Arc<Engine> {
     static ENGINE: OnceLock<(TempDir, Arc<Engine>)> = OnceLock::new();
     let make = || {
         let state = tempfile::tempdir().expect("a folder");
@@ -76,9 +76,14 @@ fn engine_with(instances: u32) -> Arc<Engine> {
     Arc::new(Engine::with_instances(state.path(), instances).expect("an engine"))
 }
 
-fn prebuilt(name: &str) -> Vec<u8> {
+pub(crate) fn prebuilt(name: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guests/prebuilt").join(name).with_extension("wasm");
     std::fs::read(&path).expect("guests are checked in")
+}
+
+/// The name of a component's revision.
+pub(crate) fn digest(component: &[u8]) -> String {
+    super::check::digest(component)
 }
 
 fn spec(manifest: &str) -> HandlerSpec {

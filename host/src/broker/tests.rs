@@ -1,0 +1,3 @@
+//! Means that tests of other rooms share.
+
+pub(crate) mod watched;

@@ -1,0 +1,185 @@
+//! A broker of tests: the embedded log in memory, where a test sees each commit and makes things go wrong.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tidemill_core::record::{Offset, TopicPartition};
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
+
+use crate::broker::embedded::{Embedded, EmbeddedConsumer, EmbeddedReader};
+use crate::broker::{Admin, Broker, BrokerError, CommitError, Consumer, ConsumerEvent, Producer, Subscription};
+
+/// Bounds each wait of a test: what takes longer does not come.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The log, and what is seen of it.
+#[derive(Clone)]
+pub(crate) struct Watched {
+    log: Embedded,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    seen: watch::Sender<Seen>,
+    /// Asked of each commit before it is made: it panics when a promise is broken.
+    rule: Rule,
+    /// So many commits fail from now on.
+    commits_to_fail: AtomicUsize,
+    /// What members are told beside what the log says.
+    events: Mutex<VecDeque<ConsumerEvent>>,
+    told: Notify,
+}
+
+/// What a commit has to keep to.
+type Rule = Box<dyn Fn(&TopicPartition, Offset) + Send + Sync>;
+
+#[derive(Default)]
+struct Seen {
+    /// Confirmed commits in their order, by group and partition.
+    commits: BTreeMap<(String, TopicPartition), Vec<Offset>>,
+    /// How often a member was told to give partitions back.
+    revocations: usize,
+}
+
+impl Watched {
+    /// A log of its own whose commits keep to a rule.
+    pub(crate) fn new(rule: impl Fn(&TopicPartition, Offset) + Send + Sync + 'static) -> Self {
+        let shared = Shared {
+            seen: watch::Sender::default(),
+            rule: Box::new(rule),
+            commits_to_fail: AtomicUsize::new(0),
+            events: Mutex::default(),
+            told: Notify::new(),
+        };
+        Self { log: Embedded::in_memory().expect("a log"), shared: Arc::new(shared) }
+    }
+
+    /// The confirmed commits of a group in a partition.
+    pub(crate) fn commits(&self, group: &str, from: &TopicPartition) -> Vec<Offset> {
+        let key = (group.to_owned(), from.clone());
+        self.shared.seen.borrow().commits.get(&key).cloned().unwrap_or_default()
+    }
+
+    /// Waits until a group's last commit in a partition is this one.
+    pub(crate) async fn committed(&self, group: &str, from: &TopicPartition, offset: Offset) {
+        let key = (group.to_owned(), from.clone());
+        let reached = |seen: &Seen| seen.commits.get(&key).and_then(|all| all.last()) == Some(&offset);
+        let what = || format!("no commit of {offset} in {from}, only {:?}", self.commits(group, from));
+        self.until(reached, what).await;
+    }
+
+    /// Waits until members were told so often to give partitions back.
+    pub(crate) async fn revoked(&self, times: usize) {
+        self.until(|seen| seen.revocations >= times, || "no partition was revoked".to_owned()).await;
+    }
+
+    async fn until(&self, reached: impl Fn(&Seen) -> bool, what: impl Fn() -> String) {
+        let mut seen = self.shared.seen.subscribe();
+        let waited = timeout(PATIENCE, seen.wait_for(|seen| reached(seen))).await;
+        assert!(waited.is_ok(), "{}", what());
+    }
+
+    /// Lets the next commits fail.
+    pub(crate) fn fail_commits(&self, commits: usize) {
+        self.shared.commits_to_fail.store(commits, Ordering::SeqCst);
+    }
+
+    /// Tells the next member that asks what did not happen.
+    pub(crate) fn tell(&self, event: ConsumerEvent) {
+        self.shared.events.lock().expect("not poisoned").push_back(event);
+        self.shared.told.notify_one();
+    }
+}
+
+impl Shared {
+    fn note(&self, group: &str, offsets: Vec<(TopicPartition, Offset)>) {
+        self.seen.send_modify(|seen| {
+            for (from, offset) in offsets {
+                seen.commits.entry((group.to_owned(), from)).or_default().push(offset);
+            }
+        });
+    }
+}
+
+impl Broker for Watched {
+    type Consumer = Member;
+
+    fn consumer(&self, subscription: &Subscription) -> Result<Member, BrokerError> {
+        let member = self.log.consumer(subscription)?;
+        Ok(Member { member, group: subscription.group.clone(), shared: Arc::clone(&self.shared) })
+    }
+
+    fn producer(&self, properties: &BTreeMap<String, String>) -> Result<Arc<dyn Producer>, BrokerError> {
+        self.log.producer(properties)
+    }
+
+    fn admin(&self) -> Result<Arc<dyn Admin>, BrokerError> {
+        self.log.admin()
+    }
+}
+
+/// A member whose commits are seen.
+pub(crate) struct Member {
+    member: EmbeddedConsumer,
+    group: String,
+    shared: Arc<Shared>,
+}
+
+impl Consumer for Member {
+    type Reader = EmbeddedReader;
+
+    async fn next_event(&mut self) -> ConsumerEvent {
+        loop {
+            let told = self.shared.events.lock().expect("not poisoned").pop_front();
+            if let Some(event) = told {
+                return event;
+            }
+            tokio::select! {
+                () = self.shared.told.notified() => {}
+                event = self.member.next_event() => {
+                    let revoked = usize::from(matches!(event, ConsumerEvent::Revoked(_)));
+                    self.shared.seen.send_modify(|seen| seen.revocations += revoked);
+                    return event;
+                }
+            }
+        }
+    }
+
+    async fn start(
+        &mut self,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<(TopicPartition, EmbeddedReader)>, BrokerError> {
+        self.member.start(partitions).await
+    }
+
+    async fn release(&mut self, partitions: &[TopicPartition]) -> Result<(), BrokerError> {
+        self.member.release(partitions).await
+    }
+
+    fn commit(
+        &self,
+        offsets: Vec<(TopicPartition, Offset)>,
+    ) -> impl Future<Output = Result<(), CommitError>> + Send + 'static {
+        let shared = Arc::clone(&self.shared);
+        let group = self.group.clone();
+        let fails = |left: usize| left.checked_sub(1);
+        let failed = shared.commits_to_fail.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails).is_ok();
+        let commit = (!failed).then(|| {
+            offsets.iter().for_each(|(from, offset)| (shared.rule)(from, *offset));
+            self.member.commit(offsets.clone())
+        });
+        async move {
+            let Some(commit) = commit else { return Err(CommitError::Retriable("this one fails".to_owned())) };
+            commit.await?;
+            shared.note(&group, offsets);
+            Ok(())
+        }
+    }
+
+    async fn close(self) {
+        self.member.close().await;
+    }
+}
