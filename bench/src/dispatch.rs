@@ -108,6 +108,7 @@ fn run(bootstrap: &str, way: &Way, input: &str, output: &str, records: u64) -> R
         records: number("records")? as u64,
         seconds: number("seconds")?,
         cpu_seconds: number("cpu_seconds")?,
+        calls: number("calls")? as u64,
     })
 }
 

@@ -60,7 +60,7 @@ pub(crate) fn run(run: &Run) -> Result<Measured> {
     let measured = watch.ok_or_else(|| anyhow!("nothing was to be copied"))?.stop(metrics.outputs.get())?;
     stop.cancel();
     runtime.block_on(group).context("the pipeline ended badly")?;
-    Ok(measured)
+    Ok(Measured { calls: metrics.attempts.get(), ..measured })
 }
 
 fn spec(run: &Run, folder: &std::path::Path) -> Result<HandlerSpec> {

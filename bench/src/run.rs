@@ -48,6 +48,8 @@ pub(crate) struct Measured {
     pub(crate) records: u64,
     pub(crate) seconds: f64,
     pub(crate) cpu_seconds: f64,
+    /// Calls of the guest; 0 without one.
+    pub(crate) calls: u64,
 }
 
 impl Run {
@@ -56,8 +58,9 @@ impl Run {
             Contender::Native => native::run(self)?,
             Contender::Tidemill => pipeline::run(self)?,
         };
-        let Measured { records, seconds, cpu_seconds } = measured;
-        println!("{}", json!({ "records": records, "seconds": seconds, "cpu_seconds": cpu_seconds }));
+        let Measured { records, seconds, cpu_seconds, calls } = measured;
+        let line = json!({ "records": records, "seconds": seconds, "cpu_seconds": cpu_seconds, "calls": calls });
+        println!("{line}");
         Ok(())
     }
 }
@@ -75,7 +78,7 @@ impl Watch {
 
     pub(crate) fn stop(&self, records: u64) -> Result<Measured> {
         let cpu_seconds = (cpu_time()? - self.cpu).as_secs_f64();
-        Ok(Measured { records, seconds: self.started.elapsed().as_secs_f64(), cpu_seconds })
+        Ok(Measured { records, seconds: self.started.elapsed().as_secs_f64(), cpu_seconds, calls: 0 })
     }
 }
 

@@ -43,6 +43,7 @@ const WARM_DEADLINE: Duration = Duration::from_secs(10);
 /// Runs the host until SIGTERM or SIGINT, then drains it. A second signal ends the process at once.
 pub async fn run(config: Config, only: Option<Role>, ready_file: Option<PathBuf>) -> Result<(), Failure> {
     let path = config.path.clone();
+    config.check_roles().map_err(|problem| Failure::Refused(vec![problem.to_string()]))?;
     match &config.broker {
         config::Broker::Embedded(embedded) => {
             let broker = Embedded::open(embedded, &config.folder).map_err(|error| refused(&path, "broker", error))?;
@@ -57,15 +58,45 @@ pub async fn run(config: Config, only: Option<Role>, ready_file: Option<PathBuf>
 
 /// Loads everything and starts nothing; returns the handlers' names.
 pub async fn check(config: Config) -> Result<Vec<String>, Failure> {
-    let Some(folder) = config.handlers.clone() else { return Ok(Vec::new()) };
-    let broker = Embedded::in_memory().map_err(|error| refused(&config.path, "broker", error))?;
-    if let config::Broker::Kafka(kafka) = &config.broker {
-        Kafka::new(kafka.clone()).map_err(|error| refused(&config.path, "broker", error))?;
+    let mut refusals: Vec<String> = config.check_roles().err().iter().map(Problem::to_string).collect();
+    let mut section = |error: Option<String>| {
+        refusals.extend(error.map(|error| format!("{}: {error}", config.path.display())));
+    };
+    section(config.ingest.as_ref().and_then(|ingest| Some(ingest.check(&config.folder).err()?.to_string())));
+    section(config.admin.as_ref().and_then(|admin| Some(admin.check(&config.folder).err()?.to_string())));
+    let kafka = match &config.broker {
+        config::Broker::Embedded(embedded) => {
+            section(Embedded::check(embedded).err().map(|error| format!("`broker` can't work: {error}")));
+            None
+        }
+        config::Broker::Kafka(kafka) => match Kafka::new(kafka.clone()) {
+            Ok(kafka) => Some(kafka),
+            Err(error) => {
+                section(Some(format!("`broker` can't work: {error}")));
+                None
+            }
+        },
+    };
+    // Manifests and guests are looked at as well, so that everything that is wrong is said at once.
+    let stand_in = Embedded::in_memory().map_err(|error| refused(&config.path, "broker", error))?;
+    let handlers = match kafka {
+        Some(kafka) => check_handlers(kafka, &stand_in, &config).await,
+        None => check_handlers(stand_in.clone(), &stand_in, &config).await,
+    };
+    match handlers {
+        Ok(names) if refusals.is_empty() => Ok(names),
+        Ok(_) => Err(Failure::Refused(refusals)),
+        Err(Failure::Refused(more)) => Err(Failure::Refused([refusals, more].concat())),
+        Err(failed) => Err(failed),
     }
-    let producer = broker.producer(&BTreeMap::new())?;
-    let metrics = Metrics::new();
-    let fleet = Fleet::new(folder, parts(broker, producer, &config, &metrics).await?, Arc::default());
-    fleet.check().await.map_err(handlers_refused)
+}
+
+/// Loads the handlers for this broker. What they would send goes to a stand-in, since nothing is to be connected.
+async fn check_handlers<B: Broker>(broker: B, stand_in: &Embedded, config: &Config) -> Result<Vec<String>, Failure> {
+    let Some(folder) = config.handlers.clone() else { return Ok(Vec::new()) };
+    let producer = stand_in.producer(&BTreeMap::new())?;
+    let parts = parts(broker, producer, config, &Metrics::new()).await?;
+    Fleet::new(folder, parts, Arc::default()).check().await.map_err(handlers_refused)
 }
 
 /// Does a topic command on the configured log.

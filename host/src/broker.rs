@@ -296,6 +296,9 @@ pub trait Broker: Clone + Send + Sync + 'static {
     /// Joins a group.
     fn consumer(&self, subscription: &Subscription) -> Result<Self::Consumer, BrokerError>;
 
+    /// Whether a member could be made so, down to its properties. Nothing is joined or connected.
+    fn check(&self, subscription: &Subscription) -> Result<(), BrokerError>;
+
     /// Makes a producer with the given properties over those of the configuration.
     fn producer(&self, properties: &BTreeMap<String, String>) -> Result<Arc<dyn Producer>, BrokerError>;
 

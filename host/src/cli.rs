@@ -46,7 +46,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 pub struct ConfigPath {
     /// The configuration file.
-    #[arg(long, short, env = "TIDEMILL_CONFIG", default_value = "tidemill.toml")]
+    #[arg(long, short, global = true, env = "TIDEMILL_CONFIG", default_value = "tidemill.toml")]
     pub config: PathBuf,
 }
 

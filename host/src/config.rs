@@ -173,13 +173,6 @@ impl Config {
                 format!("is `{}`, which is no folder; make it, with one folder for each handler", handlers.display());
             problems.push(Problem::invalid(path, "handlers.folder", text));
         }
-        if handlers.is_none() && file.ingest.is_none() {
-            problems.push(Problem::invalid(
-                path,
-                "handlers",
-                "is not set and neither is `ingest`: this host would do nothing; add one",
-            ));
-        }
         if !problems.is_empty() {
             return Err(problems);
         }
@@ -196,6 +189,17 @@ impl Config {
             shutdown_deadline: file.shutdown_deadline.map_or(Duration::from_secs(30), |span| span.0),
             folder: folder.to_owned(),
         })
+    }
+}
+
+impl Config {
+    /// Refuses a configuration of a host that would do nothing.
+    pub fn check_roles(&self) -> Result<(), Problem> {
+        if self.handlers.is_none() && self.ingest.is_none() {
+            let text = "is not set and neither is `ingest`: this host would do nothing; add one";
+            return Err(Problem::invalid(&self.path, "handlers", text));
+        }
+        Ok(())
     }
 }
 

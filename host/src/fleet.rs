@@ -4,6 +4,7 @@
 //! applied or refused whole; a changed component is swapped in; a removed folder drains and stops. What can't be loaded
 //! changes nothing.
 
+mod error;
 mod roster;
 mod stamp;
 mod topics;
@@ -17,81 +18,21 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
+pub use self::error::HandlerError;
 pub use self::roster::{Roster, Running, State};
 use self::stamp::Stamp;
 use self::watch::Watch;
 use crate::broker::{Broker, Producer};
-use crate::config::Problem;
 use crate::config::manifest::{self, HandlerSpec};
 use crate::consumer::Group;
 use crate::guest::live::LiveHandler;
-use crate::guest::{Backends, Engine, LoadError};
+use crate::guest::{Backends, Engine};
 use crate::metrics::Metrics;
 use crate::settle::{DeadLetters, Settler};
-use crate::store::migrations;
+use crate::store::migrations::{self, Migrations};
 
 /// A folder that could not be loaded is looked at again this often, since what was missing may lie elsewhere.
 const LOOK_AGAIN_INTERVAL: Duration = Duration::from_secs(10);
-
-/// Why a handler does not run, or does not run as its folder says.
-#[derive(Debug, thiserror::Error)]
-pub enum HandlerError {
-    /// The manifest is wrong.
-    #[error("{}", lines(.0))]
-    Manifest(Vec<Problem>),
-    /// The component can't be taken.
-    #[error("handler `{handler}`: {cause}")]
-    Load {
-        /// The handler.
-        handler: String,
-        /// Why.
-        cause: LoadError,
-    },
-    /// The component's file can't be read.
-    #[error("handler `{handler}`: `{path}` can't be read: {cause}")]
-    Unreadable {
-        /// The handler.
-        handler: String,
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        cause: std::io::Error,
-    },
-    /// Its schema could not be brought up to date.
-    #[error("handler `{handler}`: {cause}")]
-    Migrations {
-        /// The handler.
-        handler: String,
-        /// Why.
-        cause: Box<migrations::MigrationError>,
-    },
-    /// Migrations without a database to apply them to.
-    #[error(
-        "handler `{handler}`: has migrations and {granted} granted databases; grant exactly one under `grants.sql`"
-    )]
-    MigrationsWhere {
-        /// The handler.
-        handler: String,
-        /// How many it has.
-        granted: usize,
-    },
-    /// Two handlers name one group.
-    #[error(
-        "handler `{handler}`: group `{group}` is `{other}`'s already; a group belongs to one handler, choose another name"
-    )]
-    GroupTaken {
-        /// The handler.
-        handler: String,
-        /// The group.
-        group: String,
-        /// Whose it is.
-        other: String,
-    },
-}
-
-fn lines(problems: &[Problem]) -> String {
-    problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
-}
 
 /// What every handler is built from.
 pub struct Parts<B: Broker> {
@@ -147,12 +88,14 @@ impl<B: Broker> Fleet<B> {
         if errors.is_empty() { Ok(loaded) } else { Err(errors) }
     }
 
-    /// Starts every handler; when one can't be loaded, none runs.
+    /// Starts every handler; when one can't be loaded, none runs. One whose database is away does not hold up the others:
+    /// it is tried again.
     pub async fn start(&mut self) -> Result<(), Vec<HandlerError>> {
         let mut errors = Vec::new();
         for (name, folder) in self.folders() {
             match self.load(&folder, Purpose::Run).await.and_then(|running| self.admit(running)) {
                 Ok(running) => self.launch(&name, running),
+                Err(error) if error.is_passing() => self.refuse(&name, false, Stamp::of(&folder), &error),
                 Err(error) => errors.push(error),
             }
         }
@@ -251,7 +194,8 @@ impl<B: Broker> Fleet<B> {
         let spec = HandlerSpec::read(folder).map_err(HandlerError::Manifest)?;
         let bytes = read_module(&spec)?;
         if !running.live.wants(&bytes) {
-            return Ok(());
+            // A migration may have come alone.
+            return self.migrate(&spec).await;
         }
         let swapped = running.live.swap_when(bytes, self.migrate(&spec)).await;
         swapped.map_err(|cause| HandlerError::Load { handler: handler.clone(), cause })??;
@@ -279,8 +223,11 @@ impl<B: Broker> Fleet<B> {
         let metrics = self.parts.metrics.handler(&handler);
         let loaded = LiveHandler::load(&self.parts.engine, &spec, &self.parts.backends, Arc::clone(&metrics), bytes);
         let live = loaded.await.map_err(|cause| HandlerError::Load { handler, cause })?;
-        if purpose == Purpose::Run {
-            self.migrate(&spec).await?;
+        let refused = |cause| HandlerError::Subscription { handler: spec.name.clone(), cause };
+        self.parts.broker.check(&spec.consumer.subscription).map_err(refused)?;
+        match purpose {
+            Purpose::Run => self.migrate(&spec).await?,
+            Purpose::Check => check_migrations(&spec)?,
         }
         Ok(Running::new(spec, Arc::new(live), stamp))
     }
@@ -301,15 +248,10 @@ impl<B: Broker> Fleet<B> {
     }
 
     async fn migrate(&self, spec: &HandlerSpec) -> Result<(), HandlerError> {
-        let Some(folder) = &spec.migrations else { return Ok(()) };
-        let handler = spec.name.clone();
-        let mut granted = spec.grants.sql.iter();
-        let (Some(name), None) = (granted.next(), granted.next()) else {
-            return Err(HandlerError::MigrationsWhere { handler, granted: spec.grants.sql.len() });
-        };
+        let Some((name, folder)) = migrations_of(spec)? else { return Ok(()) };
         let Some(sql) = self.parts.backends.sql.get(name) else { return Ok(()) };
-        let applied = migrations::migrate(&**sql, &spec.name, folder).await;
-        let applied = applied.map_err(|cause| HandlerError::Migrations { handler, cause: Box::new(cause) })?;
+        let failed = |cause| HandlerError::Migrations { handler: spec.name.clone(), cause: Box::new(cause) };
+        let applied = migrations::migrate(&**sql, &spec.name, folder).await.map_err(failed)?;
         if !applied.is_empty() {
             tracing::info!(
                 handler = spec.name,
@@ -382,6 +324,23 @@ enum Purpose {
     Check,
     /// To run.
     Run,
+}
+
+/// The database of a handler's migrations, and their folder.
+fn migrations_of(spec: &HandlerSpec) -> Result<Option<(&str, &Path)>, HandlerError> {
+    let Some(folder) = &spec.migrations else { return Ok(None) };
+    let mut granted = spec.grants.sql.iter();
+    match (granted.next(), granted.next()) {
+        (Some(name), None) => Ok(Some((name, folder))),
+        _ => Err(HandlerError::MigrationsWhere { handler: spec.name.clone(), granted: spec.grants.sql.len() }),
+    }
+}
+
+/// Reads the migrations and applies none.
+fn check_migrations(spec: &HandlerSpec) -> Result<(), HandlerError> {
+    let Some((_, folder)) = migrations_of(spec)? else { return Ok(()) };
+    let wrong = |cause| HandlerError::Migrations { handler: spec.name.clone(), cause: Box::new(cause) };
+    Migrations::read(&spec.name, folder).map(drop).map_err(wrong)
 }
 
 fn read_module(spec: &HandlerSpec) -> Result<Vec<u8>, HandlerError> {

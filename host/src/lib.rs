@@ -20,3 +20,6 @@ pub mod metrics;
 pub mod settle;
 pub mod store;
 pub mod telemetry;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

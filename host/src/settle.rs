@@ -4,12 +4,13 @@
 
 mod dead_letter;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tidemill_core::lanes::LaneId;
 use tidemill_core::partition::{CallRecord, Verdict};
 use tidemill_core::retry::{Class, Decision, RetryPolicy};
+use tokio::time::Instant;
 
 use self::dead_letter::Dead;
 pub use self::dead_letter::DeadLetters;
@@ -24,7 +25,12 @@ pub struct Settler {
     policy: RetryPolicy,
     dead_letters: DeadLetters,
     metrics: Arc<HandlerMetrics>,
+    /// When it was told last that records wait for something that is away.
+    told: Mutex<Option<Instant>>,
 }
+
+/// How often it is told that records wait.
+const WAITING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A record that failed alone, and why.
 #[derive(Debug, Clone)]
@@ -45,7 +51,7 @@ impl Settler {
         dead_letters: DeadLetters,
         metrics: Arc<HandlerMetrics>,
     ) -> Self {
-        Self { producer, policy, dead_letters, metrics }
+        Self { producer, policy, dead_letters, metrics, told: Mutex::default() }
     }
 
     /// Does what the outcomes ask for and says what became of each record.
@@ -174,6 +180,21 @@ impl Settler {
         failures.retain(|(index, _)| !verdicts.is_superseded(*index));
     }
 
+    /// Says once in a while what records wait for: nobody else would, since it costs no attempt and never ends by itself.
+    fn tell_of_waiting(&self, attempt: &Attempt, revision: &Arc<str>, failure: &Failure) {
+        let now = Instant::now();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_some_and(|told| now < told + WAITING_INTERVAL) {
+            return;
+        }
+        *told = Some(now);
+        tracing::warn!(
+            handler = &*self.dead_letters.handler, from = %attempt.from, code = failure.reason.code,
+            detail = failure.reason.detail, revision = crate::attempt::short(revision),
+            "records wait for something that is away; they are tried again until it is back"
+        );
+    }
+
     /// One record failed alone: another attempt after a while, or its dead letter.
     async fn failed(&self, attempt: &Attempt, revision: &Arc<str>, index: usize, failure: &Failure) -> Verdict {
         let record = &attempt.records[index];
@@ -183,6 +204,9 @@ impl Settler {
         match self.policy.decide(failure.class, tries, charged, failure.after, fastrand::f64()) {
             Decision::RetryAfter(after) => {
                 self.metrics.retries(failure.class).inc();
+                if failure.class == Class::Unavailable {
+                    self.tell_of_waiting(attempt, revision, failure);
+                }
                 tracing::debug!(
                     from = %attempt.from, offset = record.record.offset(), class = failure.class.name(),
                     code = failure.reason.code, tries, ?after, revision = &**revision, "a record waits to be tried again"
@@ -221,9 +245,6 @@ fn output_failure(error: &SendError) -> Failure {
         | SendError::Unavailable(_)
         | SendError::Unknown(_) => Class::Unavailable,
     };
-    if class == Class::Unavailable {
-        tracing::warn!(%error, "an output was not acknowledged; its record waits and is tried again");
-    }
     let reason = Reason { code: "output-not-stored".to_owned(), detail: error.to_string() };
     Failure { class, reason, after: None }
 }

@@ -18,7 +18,8 @@ pub struct Bounds {
     pub call_records_max: usize,
     /// Bytes of a call; one larger record still goes alone.
     pub call_bytes_max: usize,
-    /// Calls that run at once; under [`Order::Partition`] it is one in any case.
+    /// Calls that have not returned, those included whose outputs wait to be acknowledged; under [`Order::Partition`] it is
+    /// one in any case.
     pub calls_max: usize,
     /// Records that are received and not settled.
     pub records_max: usize,

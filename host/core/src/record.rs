@@ -7,6 +7,12 @@ use std::sync::Arc;
 /// Position of a record in its partition.
 pub type Offset = i64;
 
+/// Whether Kafka takes this as a topic's name: up to 249 letters, digits, `.`, `_` and `-`.
+pub fn is_topic_name(name: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=249).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(legal)
+}
+
 /// One partition of one topic.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TopicPartition {

@@ -99,13 +99,16 @@ impl RetryPolicy {
     /// Decides after the failure of one record alone.
     ///
     /// `tries` counts the calls that failed in a row, this one included, `charged` those of them that cost an attempt.
-    /// `asked` is the guest's wish, held within the policy's bounds. `dice` is in `0.0..1.0` and spreads the delays
-    /// over the upper half of the back-off, so that lanes that failed together do not return together.
+    /// `asked` is the guest's wish, held below `delay_max`, and above `delay_min` where an attempt costs nothing. `dice` is
+    /// in `0.0..1.0` and spreads the delays over the upper half of the back-off, so that lanes that failed together do not
+    /// return together.
     pub fn decide(&self, class: Class, tries: u32, charged: u32, asked: Option<Duration>, dice: f64) -> Decision {
         if class.is_final() || (class.charges() && charged >= self.attempts_max) {
             return Decision::DeadLetter;
         }
         let delay = match asked {
+            // What costs no attempt has no other end than its delay.
+            Some(asked) if !class.charges() => asked.clamp(self.delay_min, self.delay_max),
             Some(asked) => asked.min(self.delay_max),
             None => self.back_off(tries).mul_f64(0.5 + dice.clamp(0.0, 1.0) / 2.0),
         };
@@ -175,6 +178,12 @@ mod tests {
     fn a_guest_chooses_its_delay_within_the_operators_cap() {
         let asked = |millis| policy(9).decide(Class::Retry, 1, 1, Some(Duration::from_millis(millis)), 0.5);
         assert_eq!(asked(7), Decision::RetryAfter(Duration::from_millis(7)));
+        let free = policy(9).decide(Class::Unavailable, 1, 0, Some(Duration::ZERO), 0.5);
+        assert_eq!(
+            free,
+            Decision::RetryAfter(Duration::from_millis(100)),
+            "what costs nothing is not tried in a circle"
+        );
         assert_eq!(asked(70_000), Decision::RetryAfter(Duration::from_secs(1)));
     }
 }

@@ -86,7 +86,8 @@ impl View {
             since: Some(running.since().to_string()),
             previous: guest.before.iter().map(|before| before.digest.to_string()).collect(),
             set_aside: guest.set_aside,
-            lag_records: partitions.iter().map(|partition| partition.lag_records).sum(),
+            // Of no partitions nothing is known: another host may be behind.
+            lag_records: if partitions.is_empty() { None } else { partitions.iter().map(|of| of.lag_records).sum() },
             partitions,
             in_flight_records: self.metrics.handler(name).in_flight.get().unsigned_abs(),
         }

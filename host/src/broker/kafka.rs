@@ -42,6 +42,10 @@ impl Broker for Kafka {
         KafkaConsumer::join(&self.config, subscription)
     }
 
+    fn check(&self, subscription: &Subscription) -> Result<(), BrokerError> {
+        self.config.consumer(subscription).map(drop)
+    }
+
     fn producer(&self, properties: &BTreeMap<String, String>) -> Result<Arc<dyn Producer>, BrokerError> {
         Ok(Arc::new(producer::KafkaProducer::new(self.config.producer(properties)?)?))
     }

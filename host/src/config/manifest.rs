@@ -8,6 +8,7 @@ use serde::Deserialize;
 use tidemill_core::grants::Grants;
 use tidemill_core::lanes::Order;
 use tidemill_core::partition::Bounds;
+use tidemill_core::record::is_topic_name;
 use tidemill_core::retry::RetryPolicy;
 
 use super::Problem;
@@ -159,6 +160,8 @@ struct GrantKeys {
     secrets: BTreeSet<String>,
 }
 
+/// What a topic's name is made of.
+const TOPIC_NAME: &str = "take up to 249 letters, digits, `.`, `_` and `-`";
 const CONCURRENCY_DEFAULT: usize = 8;
 const CONCURRENCY_MAX: usize = 1000;
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
@@ -234,16 +237,19 @@ fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest
     }
 }
 
+/// Calls wait for acknowledgements without an instance, so that a partition may have more of them than run at once: as many
+/// as its buffer has records for.
 fn bounds(manifest: &Manifest, concurrency: usize) -> Bounds {
     let call_records_max = match manifest.isolation {
         Isolation::Record => 1,
         Isolation::Batch | Isolation::Reuse => manifest.batch.records_max.unwrap_or(100),
     };
+    let records_max = manifest.buffer.records_max.unwrap_or(2000);
     Bounds {
         call_records_max,
         call_bytes_max: manifest.batch.bytes_max.map_or(1 << 20, |size| size.0),
-        calls_max: concurrency,
-        records_max: manifest.buffer.records_max.unwrap_or(2000),
+        calls_max: concurrency.max(records_max / call_records_max.max(1)),
+        records_max,
         bytes_max: manifest.buffer.bytes_max.map_or(16 << 20, |size| size.0),
         span_max: manifest.buffer.span_max.unwrap_or(10_000),
     }
@@ -270,6 +276,24 @@ impl Check<'_> {
     fn manifest(&mut self, manifest: &Manifest) {
         if manifest.topics.is_empty() {
             self.wrong("topics", "is empty; name at least one topic, such as topics = [\"orders\"]");
+        }
+        let named = [
+            ("topics", &manifest.topics),
+            ("grants.produce", &Vec::from_iter(manifest.grants.produce.iter().cloned())),
+        ];
+        for (key, topics) in named {
+            for wrong in topics.iter().filter(|topic| !is_topic_name(topic)) {
+                self.wrong(key, format!("has `{wrong}`, which is no topic's name; {TOPIC_NAME}"));
+            }
+        }
+        if let Some(wrong) = manifest.dead_letter_topic.as_ref().filter(|topic| !is_topic_name(topic)) {
+            self.wrong("dead_letter_topic", format!("is `{wrong}`, which is no topic's name; {TOPIC_NAME}"));
+        }
+        if manifest.group.as_ref().is_some_and(String::is_empty) {
+            self.wrong("group", "is empty; name the consumer group, or leave the key out for the handler's name");
+        }
+        if manifest.commit_interval.is_some_and(|span| span.0 < Duration::from_millis(1)) {
+            self.wrong("commit_interval", "is less than 1ms; commits would leave no time for anything else");
         }
         let own_letters = |topic: &String| manifest.dead_letter_topic.as_ref() == Some(topic);
         if let Some(topic) = manifest.topics.iter().find(|topic| own_letters(topic)) {

@@ -1,7 +1,6 @@
 //! Between the host's records and the contract's: lowering borrows, lifting moves.
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,14 +24,16 @@ pub(super) struct Ids {
 
 impl Ids {
     pub(super) fn new(attempt: &Attempt) -> Self {
+        let mut digits = itoa::Buffer::new();
         let prefix = format!("{}/{}/", attempt.from.topic, attempt.from.partition);
         let mut text = String::with_capacity(attempt.records.len() * (prefix.len() + 28));
         let mut ends = Vec::with_capacity(attempt.records.len());
         for CallRecord { record, .. } in &attempt.records {
             let millis = record.timestamp().millis().unwrap_or(-1);
             text.push_str(&prefix);
-            // Writing to a `String` never fails.
-            write!(text, "{}/{millis}", record.offset()).ok();
+            text.push_str(digits.format(record.offset()));
+            text.push('/');
+            text.push_str(digits.format(millis));
             ends.push(text.len());
         }
         Self { text, ends }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use tidemill_core::record::is_topic_name;
+
 use crate::config::units::{SecretRef, Size, Span};
 use crate::http::{InvalidToken, Token};
 
@@ -120,11 +122,6 @@ impl Config {
         }
         Ok(self.token.as_ref().map(|token| Token::read(token, folder)).transpose()?)
     }
-}
-
-fn is_topic_name(name: &str) -> bool {
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    (1..=249).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(legal)
 }
 
 #[cfg(test)]

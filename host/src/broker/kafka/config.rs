@@ -71,7 +71,7 @@ const PRODUCER_OWNED: &[(&str, &str)] = &[
 /// Properties that an operator may not set at all, and what to do instead.
 const REFUSED: &[(&str, &str)] = &[
     ("group.id", "write `group` in the handler"),
-    ("auto.offset.reset", "write `start_at` in the handler"),
+    ("auto.offset.reset", "write `start` in the handler's manifest"),
     ("enable.auto.commit", "leave it out: offsets are committed once their records are settled"),
     ("auto.commit.enable", "leave it out: offsets are committed once their records are settled"),
     ("auto.commit.interval.ms", "leave it out: offsets are committed once their records are settled"),

@@ -112,6 +112,10 @@ impl Broker for Watched {
         Ok(Member { member, group: subscription.group.clone(), shared: Arc::clone(&self.shared) })
     }
 
+    fn check(&self, subscription: &Subscription) -> Result<(), BrokerError> {
+        self.log.check(subscription)
+    }
+
     fn producer(&self, properties: &BTreeMap<String, String>) -> Result<Arc<dyn Producer>, BrokerError> {
         self.log.producer(properties)
     }
