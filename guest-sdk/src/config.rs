@@ -3,7 +3,7 @@
 use std::fmt::{self, Display};
 use std::str::FromStr;
 
-use crate::platform;
+use crate::{Error as Ending, platform};
 
 /// A configuration value is missing, is not what was asked for, or cannot be read now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +35,12 @@ impl Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// What the error means for the record if the author does not say otherwise: the configuration is the operator's to mend, so
+/// the record is tried again and not thrown away at once.
+pub(crate) fn ending(error: &Error) -> Ending {
+    Ending::retry("config", error)
+}
 
 /// The text of a key, if the operator set it.
 pub fn get(key: &str) -> Result<Option<String>, Error> {

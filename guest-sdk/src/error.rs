@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fmt::Display;
 use std::time::Duration;
 
-use crate::{Outcome, Reason, RetryRequest, kv, producer, sql};
+use crate::{Outcome, Reason, RetryRequest, config, kv, producer, sql};
 
 /// What a handler returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -93,6 +93,9 @@ fn of_capability(error: &(dyn std::error::Error + 'static)) -> Option<Error> {
     if let Some(error) = error.downcast_ref::<kv::Error>() {
         return Some(kv::ending(error));
     }
+    if let Some(error) = error.downcast_ref::<config::Error>() {
+        return Some(config::ending(error));
+    }
     error.downcast_ref::<producer::Error>().map(producer::ending)
 }
 
@@ -130,7 +133,7 @@ impl Refusal {
 impl<E: std::error::Error + 'static> From<E> for Refusal {
     fn from(error: E) -> Self {
         let any: &dyn Any = &error;
-        match any.downcast_ref::<crate::config::Error>() {
+        match any.downcast_ref::<config::Error>() {
             Some(error) => Self::new("config", error),
             None => Self::new("init", with_causes(&error)),
         }
@@ -164,6 +167,7 @@ mod tests {
         check(sql::Error::Rejected(db(Some("42P01"), None)), "later: sql-rejected");
         check(sql::Error::AccessDenied("main".to_owned()), "later: sql-access-denied");
         check(kv::Error::NoSuchStore("seen".to_owned()), "later: kv-no-such-store");
+        check(config::Error::Missing { key: "to".to_owned() }, "later: config");
     }
 
     #[test]

@@ -239,6 +239,11 @@ impl Host {
         Ok(Ended { code: status.code(), took: started.elapsed() })
     }
 
+    /// SIGTERM, without waiting for the end.
+    pub fn ask_to_end(&mut self) -> Result<()> {
+        self.process.signal(Signal::SIGTERM)
+    }
+
     /// Everything that it logged.
     pub fn log(&self) -> String {
         self.process.log()

@@ -33,11 +33,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.check {
         return check();
     }
-    let toolchain = toolchain::find(args.bootstrap)?;
+    let into = if args.update_prebuilt { prebuilt() } else { tree::target().join("guests") };
+    build_into(&into, args.bootstrap)
+}
+
+/// Builds the components into target/guests, and answers that folder.
+pub(crate) fn from_source(bootstrap: bool) -> Result<PathBuf> {
+    let into = tree::target().join("guests");
+    build_into(&into, bootstrap)?;
+    Ok(into)
+}
+
+fn build_into(into: &Path, bootstrap: bool) -> Result<()> {
+    let toolchain = toolchain::find(bootstrap)?;
     eprintln!("building the guests with {toolchain}");
     let built = build(&toolchain)?;
-    let into = if args.update_prebuilt { prebuilt() } else { tree::target().join("guests") };
-    install(&built, &into)?;
+    install(&built, into)?;
     eprintln!("{} components in {}", built.len(), into.display());
     Ok(())
 }

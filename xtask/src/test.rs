@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 use xtask::tree;
 
 use self::binaries::Binary;
@@ -155,8 +155,5 @@ fn guests_from_source(bootstrap: bool) -> Result<PathBuf> {
         eprintln!("NOT BUILT FROM SOURCE: there is no toolchain; `cargo xtask guests` says how to get one");
         return Ok(guests::prebuilt());
     }
-    let mut command = Command::new(std::env::current_exe()?);
-    let status = command.arg("guests").args(bootstrap.then_some("--bootstrap")).status()?;
-    ensure!(status.success(), "the guests could not be built from source");
-    Ok(tree::target().join("guests"))
+    guests::from_source(bootstrap)
 }

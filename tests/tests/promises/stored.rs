@@ -7,6 +7,7 @@ use tests::client::Load;
 use tests::host::Handler;
 use tests::scenario::Scenario;
 use tests::{names, servers};
+use xtask::lab::wait;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -67,5 +68,28 @@ fn a_terminated_host_drains_and_the_next_one_repeats_nothing() -> Result<()> {
     scenario.wait_until_committed(DEADLINE)?;
     let summary = scenario.judge(commits.stop()?, 0)??;
     assert_eq!(summary.stored, 3_000);
+    Ok(())
+}
+
+#[test]
+fn a_second_signal_ends_the_host_at_once_and_nothing_is_lost() -> Result<()> {
+    let _machine = servers::in_company();
+    // Each call takes ten seconds, so that the first signal's drain can't be over when the second comes.
+    let scenario = Scenario::slow(1, Duration::from_millis(500))?;
+    let setup = scenario.setup().handler(scenario.handler("[batch]\nrecords_max = 20"));
+    let mut first = setup.start()?;
+    scenario.send(&first, &Load::batches("load", 60))?;
+    wait::until("a call to run", DEADLINE, || {
+        Ok((first.metrics()?.sum("tidemill_invoke_in_flight_records", &[]) > 0.0).then_some(()))
+    })?;
+    first.ask_to_end()?;
+    wait::until("the host to drain", DEADLINE, || Ok(first.log().contains("the host drains and ends").then_some(())))?;
+    let ended = first.terminate(Duration::from_secs(5))?;
+    assert_eq!(ended.code, Some(130), "{ended:?}");
+
+    let _second = setup.start()?;
+    scenario.wait_until_committed(2 * DEADLINE)?;
+    let summary = scenario.judge(Vec::new(), 60)??;
+    assert_eq!(summary.stored, 60);
     Ok(())
 }
