@@ -5,7 +5,7 @@
 
 wit_bindgen::generate!({
     path: "../wit",
-    world: "platform",
+    world: "packing",
     generate_all,
     pub_export_macro: true,
     default_bindings_module: "tidemill_guest::bindings",

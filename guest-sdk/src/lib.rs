@@ -43,6 +43,7 @@ mod lanes;
 pub mod log;
 mod outcome;
 mod output;
+mod packed;
 mod platform;
 pub mod producer;
 #[doc(hidden)]

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::{Guarantee, Handler, Order, Outcome, Reason, Refusal, Setup, bindings};
+use crate::{Guarantee, Handler, Order, Outcome, Reason, Refusal, Setup, bindings, packed};
 
 static SETUP: OnceLock<Arc<Setup>> = OnceLock::new();
 
@@ -25,6 +25,22 @@ pub fn handle<Shape>(
     batch: bindings::tidemill::guest::types::Batch,
 ) -> Result<Vec<Outcome>, Reason> {
     handler.call(batch, SETUP.get_or_init(|| Arc::new(untold())))
+}
+
+/// Handles a batch whose records came in one buffer, and answers the outcomes in one.
+pub fn handle_packed<Shape>(
+    handler: impl Handler<Shape>,
+    topic: String,
+    partition: i32,
+    deadline_ms: u32,
+    delivery: String,
+    records: &[u8],
+) -> Result<Vec<u8>, Reason> {
+    let records = packed::records(records)?;
+    let attributes = Vec::new();
+    let batch =
+        bindings::tidemill::guest::types::Batch { topic, partition, deadline_ms, delivery, records, attributes };
+    handle(handler, batch).map(|outcomes| packed::outcomes(&outcomes))
 }
 
 /// For a host that breaks the contract and never calls `init`: the default order.

@@ -7,11 +7,13 @@ mod cache;
 mod check;
 mod convert;
 mod engine;
+mod entry;
 mod failure;
 mod instance;
 mod limits;
 pub mod live;
 mod output;
+mod packed;
 mod revision;
 
 use std::sync::Arc;

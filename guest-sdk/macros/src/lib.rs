@@ -112,6 +112,18 @@ fn export(options: &Options, function: &ItemFn) -> proc_macro2::TokenStream {
                 }
             }
 
+            impl ::tidemill_guest::bindings::exports::tidemill::guest::packed_handler::Guest for Component {
+                fn handle(
+                    topic: ::std::string::String,
+                    partition: i32,
+                    deadline_ms: u32,
+                    delivery: ::std::string::String,
+                    records: ::std::vec::Vec<u8>,
+                ) -> ::core::result::Result<::std::vec::Vec<u8>, contract::Reason> {
+                    ::tidemill_guest::runtime::handle_packed(#name, topic, partition, deadline_ms, delivery, &records)
+                }
+            }
+
             #[cfg(target_family = "wasm")]
             ::tidemill_guest::bindings::export!(Component with_types_in ::tidemill_guest::bindings);
         };

@@ -24,3 +24,15 @@ wasmtime::component::bindgen!({
     },
     require_store_data_send: true,
 });
+
+/// The optional export with one buffer each way.
+pub mod packed {
+    wasmtime::component::bindgen!({
+        world: "packed",
+        path: "../wit",
+        ownership: Borrowing { duplicate_if_necessary: true },
+        exports: { default: async },
+        with: { "tidemill:guest/types": super::tidemill::guest::types },
+        require_store_data_send: true,
+    });
+}

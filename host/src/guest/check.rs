@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256};
 use tidemill_core::lanes::Order;
 use wasmtime::component::Component;
 
-use super::bindings::PlatformPre;
 use super::engine::Engine;
+use super::entry::Entry;
 use super::instance::{Setup, StartError};
 use super::limits::Limits;
 use super::output::Speaker;
@@ -25,6 +25,8 @@ use crate::metrics::HandlerMetrics;
 const COMPONENT_BYTES_MAX: usize = 256 << 20;
 /// What the contract calls the export of every guest.
 const HANDLER_EXPORT: &str = "tidemill:guest/handler@0.1.0";
+/// What it may export beside it.
+const PACKED_EXPORT: &str = "tidemill:guest/packed-handler@0.1.0";
 
 /// Why a file is not run. What ran before goes on.
 #[derive(Debug, thiserror::Error)]
@@ -157,8 +159,8 @@ pub(super) async fn load(engine: &Arc<Engine>, plan: &Plan, bytes: Vec<u8>) -> R
         engine.compile(Arc::clone(&digest), bytes).await.map_err(|error| LoadError::Host(error.to_string()))?;
     let component = compiled.map_err(|error| LoadError::Broken(one_line(&error)))?;
     let imports = check_imports(engine, &component, &plan.granted)?;
-    check_exports(engine, &component)?;
-    let linked = engine.linker().instantiate_pre(&component).and_then(PlatformPre::new);
+    let packs = check_exports(engine, &component)?;
+    let linked = engine.linker().instantiate_pre(&component).and_then(|pre| Entry::new(pre, packs));
     let guest = linked.map_err(|error| LoadError::Misfit(one_line(&error)))?;
     let revision = Revision::new(engine, guest, plan.setup(digest), plan.isolation, imports);
     match revision.try_out().await {
@@ -203,10 +205,12 @@ fn check_imports(engine: &Engine, component: &Component, granted: &Granted) -> R
     Ok(names)
 }
 
-fn check_exports(engine: &Engine, component: &Component) -> Result<(), LoadError> {
+/// It is a handler; and whether it takes batches in one buffer.
+fn check_exports(engine: &Engine, component: &Component) -> Result<bool, LoadError> {
     let component_type = component.component_type();
     let names: Vec<String> = component_type.exports(engine.wasm()).map(|(name, _)| name.to_owned()).collect();
-    if names.iter().any(|name| name == HANDLER_EXPORT) { Ok(()) } else { Err(LoadError::NoHandler(names)) }
+    let has = |export: &str| names.iter().any(|name| name == export);
+    if has(HANDLER_EXPORT) { Ok(has(PACKED_EXPORT)) } else { Err(LoadError::NoHandler(names)) }
 }
 
 fn one_line(error: &wasmtime::Error) -> String {

@@ -100,8 +100,7 @@ impl Rules<'_> {
     /// One outcome for each record: missing ones are filled up, surplus ones are an error.
     pub(super) fn lift(&self, given: Vec<types::Outcome>, records: usize) -> Result<Vec<Outcome>, CallError> {
         if given.len() > records {
-            let detail = format!("the guest gave {} outcomes for {records} records", given.len());
-            return Err(CallError { class: Class::Malformed, detail });
+            return Err(surplus(given.len(), records));
         }
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(records);
         outcomes.extend(given.into_iter().map(|outcome| self.outcome(outcome)));
@@ -133,22 +132,38 @@ impl Rules<'_> {
     }
 
     fn output(&self, output: types::Outgoing) -> Result<Outgoing, Reason> {
-        let Some(topic) = self.topics.get(output.topic.as_str()) else {
-            let denied = Denied { kind: Kind::Produce, name: shorten(output.topic, 249) };
+        let topic = self.topic(&output.topic, output.partition, output.timestamp_ms)?;
+        Ok(lift_outgoing(topic, output))
+    }
+
+    /// The granted topic of an output that can be produced.
+    pub(super) fn topic(
+        &self,
+        name: &str,
+        partition: Option<i32>,
+        timestamp_ms: Option<i64>,
+    ) -> Result<Arc<str>, Reason> {
+        let Some(topic) = self.topics.get(name) else {
+            let denied = Denied { kind: Kind::Produce, name: cut(name, 249).to_owned() };
             return Err(Reason { code: "access-denied".to_owned(), detail: format!("topic {denied}") });
         };
         let wrong = |what: &str| Reason {
             code: "malformed-output".to_owned(),
             detail: format!("an output for `{topic}` has {what}"),
         };
-        if output.partition.is_some_and(|partition| partition < 0) {
+        if partition.is_some_and(|partition| partition < 0) {
             return Err(wrong("a partition below 0"));
         }
-        if output.timestamp_ms.is_some_and(|millis| millis < 0) {
+        if timestamp_ms.is_some_and(|millis| millis < 0) {
             return Err(wrong("a timestamp below 0"));
         }
-        Ok(lift_outgoing(Arc::clone(topic), output))
+        Ok(Arc::clone(topic))
     }
+}
+
+/// More outcomes than records: nobody knows which is whose.
+pub(super) fn surplus(given: usize, records: usize) -> CallError {
+    CallError { class: Class::Malformed, detail: format!("the guest gave {given} outcomes for {records} records") }
 }
 
 /// Moves a guest's output; only its topic is exchanged for the host's own.

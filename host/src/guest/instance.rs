@@ -15,12 +15,12 @@ use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::bindings::tidemill::guest::types::{self, Batch};
-use super::bindings::{Platform, PlatformPre};
 use super::convert::{Ids, Rules, lower_headers, lower_records};
+use super::entry::{Entered, Entry};
 use super::failure::{self, Circumstances, classify, panicked};
 use super::limits::{Limiter, Limits};
 use super::output::{Sink, Speaker, Stream, Voice};
-use super::{CallError, Outcome, Reason};
+use super::{CallError, Outcome, Reason, packed};
 use crate::attempt::{Attempt, Guarantee};
 use crate::capability::{self, CapabilityView, Granted};
 use crate::metrics::HandlerMetrics;
@@ -100,7 +100,9 @@ pub(super) enum StartError {
 /// A started guest.
 pub(super) struct Instance {
     store: Store<State>,
-    guest: Platform,
+    guest: Entered,
+    /// Records on their way into the guest; kept for its memory.
+    buffer: Vec<u8>,
     setup: Arc<Setup>,
     calls_left: u32,
     expires: Instant,
@@ -111,7 +113,7 @@ pub(super) struct Instance {
 impl Instance {
     /// Instantiates a guest and calls its `init`.
     pub(super) async fn start(
-        guest: &PlatformPre<State>,
+        guest: &Entry,
         setup: &Arc<Setup>,
         room: OwnedSemaphorePermit,
     ) -> Result<Self, StartError> {
@@ -129,8 +131,8 @@ impl Instance {
         let deadline = Instant::now() + limits.init_deadline;
         arm(&mut store, deadline);
         let start = async {
-            let guest = guest.instantiate_async(&mut store).await?;
-            let answer = guest.tidemill_guest_handler().call_init(&mut store, setup.lower()).await?;
+            let guest = guest.enter(&mut store).await?;
+            let answer = guest.handler.tidemill_guest_handler().call_init(&mut store, setup.lower()).await?;
             wasmtime::error::Ok((guest, answer))
         };
         let started = guarded(deadline, start).await;
@@ -148,6 +150,7 @@ impl Instance {
                 Ok(Self {
                     store,
                     guest,
+                    buffer: Vec::new(),
                     setup: Arc::clone(setup),
                     calls_left,
                     expires: now + age,
@@ -170,19 +173,31 @@ impl Instance {
         state.capabilities.begin(attempt.from.clone(), attempt.guarantee, deadline);
         self.calls_left = self.calls_left.saturating_sub(1);
 
-        let ids = Ids::new(attempt);
-        let headers = lower_headers(&attempt.records)?;
-        let records = lower_records(&attempt.records, &ids, &headers);
-        let batch = Batch {
-            topic: &attempt.from.topic,
-            partition: attempt.from.partition,
-            deadline_ms: attempt.deadline.as_millis().try_into().unwrap_or(u32::MAX),
-            delivery: attempt.delivery,
-            records: &records,
-            attributes: &[],
+        let answer = match &self.guest.packed {
+            Some(packed) => {
+                packed::records(&attempt.from, &attempt.records, &mut self.buffer)?;
+                let (topic, partition) = (&*attempt.from.topic, attempt.from.partition);
+                let (millis, records) = (millis(attempt.deadline), &*self.buffer);
+                let packed = packed.tidemill_guest_packed_handler();
+                let call = packed.call_handle(&mut self.store, topic, partition, millis, attempt.delivery, records);
+                guarded(deadline, call).await.map(|answer| answer.map(|given| given.map(Given::Packed)))
+            }
+            None => {
+                let ids = Ids::new(attempt);
+                let headers = lower_headers(&attempt.records)?;
+                let records = lower_records(&attempt.records, &ids, &headers);
+                let batch = Batch {
+                    topic: &attempt.from.topic,
+                    partition: attempt.from.partition,
+                    deadline_ms: millis(attempt.deadline),
+                    delivery: attempt.delivery,
+                    records: &records,
+                    attributes: &[],
+                };
+                let call = self.guest.handler.tidemill_guest_handler().call_handle(&mut self.store, batch);
+                guarded(deadline, call).await.map(|answer| answer.map(|given| given.map(Given::Typed)))
+            }
         };
-        let call = self.guest.tidemill_guest_handler().call_handle(&mut self.store, batch);
-        let answer = guarded(deadline, call).await;
         let state = self.store.data_mut();
         let words = state.voice.end_call();
         attempt.effects = state.capabilities.end().await;
@@ -193,7 +208,8 @@ impl Instance {
             something_is_away: attempt.effects.unavailable.is_some(),
         };
         let error = match answer {
-            Ok(Ok(Ok(outcomes))) => return rules.lift(outcomes, attempt.records.len()),
+            Ok(Ok(Ok(Given::Typed(outcomes)))) => return rules.lift(outcomes, attempt.records.len()),
+            Ok(Ok(Ok(Given::Packed(buffer)))) => return packed::outcomes(&rules, buffer, attempt.records.len()),
             Ok(Ok(Err(reason))) => {
                 let Reason { code, detail } = rules.reason(reason);
                 CallError { class: Class::Retry, detail: format!("{code}: {detail}") }
@@ -245,6 +261,16 @@ impl Setup {
             attributes: &[],
         }
     }
+}
+
+/// What a guest answered, in either form.
+enum Given {
+    Typed(Vec<types::Outcome>),
+    Packed(Vec<u8>),
+}
+
+fn millis(deadline: Duration) -> u32 {
+    deadline.as_millis().try_into().unwrap_or(u32::MAX)
 }
 
 /// Prepares a store for a call that ends at the deadline.

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tidemill_core::retry::Class;
 use tokio::time::Instant;
 
-use super::bindings::PlatformPre;
 use super::engine::Engine;
-use super::instance::{Instance, Setup, StartError, State};
+use super::entry::Entry;
+use super::instance::{Instance, Setup, StartError};
 use super::{CallError, Outcome};
 use crate::attempt::Attempt;
 use crate::config::manifest::Isolation;
@@ -16,7 +16,7 @@ use crate::config::manifest::Isolation;
 /// A revision: what a call runs on from its beginning to its end (REV-1).
 pub(super) struct Revision {
     engine: Arc<Engine>,
-    guest: PlatformPre<State>,
+    guest: Entry,
     setup: Arc<Setup>,
     isolation: Isolation,
     /// What the component demands, by the names of its imports.
@@ -46,7 +46,7 @@ impl Drop for InFlight<'_> {
 impl Revision {
     pub(super) fn new(
         engine: &Arc<Engine>,
-        guest: PlatformPre<State>,
+        guest: Entry,
         setup: Setup,
         isolation: Isolation,
         imports: Vec<String>,

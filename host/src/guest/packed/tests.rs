@@ -1,0 +1,129 @@
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tidemill_core::record::{Chunk, HeaderRef};
+
+use super::*;
+
+const DENIED: &str = "access-denied";
+
+/// Asks with the rules of a handler that may produce to `t`.
+fn read(given: &[u8], records: usize) -> Result<Vec<Outcome>, CallError> {
+    let topics = BTreeSet::from([Arc::from("t")]);
+    let rules = Rules { topics: &topics, reason_bytes_max: 10, something_is_away: false };
+    outcomes(&rules, given.to_vec(), records)
+}
+
+/// One outcome of each kind; the same bytes as in the SDK's test.
+fn each_kind() -> Vec<u8> {
+    [
+        &[0, 1, 0, 0, 0][..],
+        &[1, 0, 0, 0, b't', 1, 3, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0, b'v'],
+        &[1, 0, 0, 0, 1, 0, 0, 0, b'h', 0xff, 0xff, 0xff, 0xff],
+        &[1],
+        &[2, 3, 9, 0, 0, 0, 1, 0, 0, 0, b'c', 0, 0, 0, 0],
+        &[3, 1, 0, 0, 0, b'c', 0, 0, 0, 0],
+        &[4],
+    ]
+    .concat()
+}
+
+#[test]
+fn records_are_written_as_the_contract_says() {
+    let mut chunk = Chunk::default();
+    let header = HeaderRef { name: b"h", value: Some(&[0xff, 0]) };
+    chunk.push(7, Timestamp::Create(5), None, Some(b""), [header]);
+    chunk.push(8, Timestamp::None, Some(b"k"), None, []);
+    let records: Vec<_> = Arc::new(chunk).records().zip([1, 0]).collect();
+    let records: Vec<_> =
+        records.into_iter().map(|(record, tries)| CallRecord { record, lane: 0, tries, charged: 0 }).collect();
+    let mut buffer = b"what was there".to_vec();
+    super::records(&TopicPartition::new("a", 1), &records, &mut buffer).expect("it is small");
+    let expected = [
+        &2_u32.to_le_bytes()[..],
+        &[7, 0, 0, 0],
+        b"a/1/7/5",
+        &7_i64.to_le_bytes(),
+        &[1],
+        &5_i64.to_le_bytes(),
+        &2_u32.to_le_bytes(),
+        &[0xff; 4],
+        &[0, 0, 0, 0],
+        &[1, 0, 0, 0, 1, 0, 0, 0, b'h', 2, 0, 0, 0, 0xff, 0],
+        &[8, 0, 0, 0],
+        b"a/1/8/-1",
+        &8_i64.to_le_bytes(),
+        &[0],
+        &0_i64.to_le_bytes(),
+        &1_u32.to_le_bytes(),
+        &[1, 0, 0, 0, b'k'],
+        &[0xff; 4],
+        &[0, 0, 0, 0],
+    ];
+    assert_eq!(buffer, expected.concat());
+}
+
+#[test]
+fn outcomes_are_read_as_the_contract_says() {
+    let given = read(&each_kind(), 6).expect("they are as they should be");
+    let [Outcome::Ack(outputs), Outcome::Skip, Outcome::Retry { after, reason, unavailable }, dead, rest @ ..] =
+        &given[..]
+    else {
+        panic!("{given:?}")
+    };
+    let [output] = &outputs[..] else { panic!("{outputs:?}") };
+    assert_eq!((&*output.topic, output.partition, output.timestamp_ms), ("t", Some(3), None));
+    assert_eq!((output.key.as_deref(), output.value.as_deref()), (None, Some(&b"v"[..])));
+    assert_eq!((&output.headers[0].name[..], &output.headers[0].value), (&b"h"[..], &None));
+    assert_eq!((*after, reason.code.as_str()), (Some(Duration::from_millis(9)), "c"));
+    assert!(!unavailable, "nothing was away, whatever the guest says");
+    assert!(matches!(dead, Outcome::DeadLetter(reason) if reason.code == "c"));
+    assert!(matches!(rest, [Outcome::Untouched, Outcome::Untouched]), "missing ones are filled up: {rest:?}");
+}
+
+#[test]
+fn more_outcomes_than_records_are_refused() {
+    let error = read(&each_kind(), 4).expect_err("five are too many");
+    assert_eq!((error.class, error.detail.as_str()), (Class::Malformed, "the guest gave 5 outcomes for 4 records"));
+}
+
+#[test]
+fn a_buffer_that_is_cut_off_or_wrong_is_refused_and_nothing_is_allocated_for_its_word() {
+    let whole = each_kind();
+    let ends = [0, 37, 38, 53, 63, 64];
+    assert_eq!(whole.len(), 64);
+    for end in 0..whole.len() {
+        assert_eq!(read(&whole[..end], 5).is_ok(), ends.contains(&end), "cut off at {end}");
+    }
+    let wrong: [&[u8]; 6] = [
+        &[5],
+        // Four thousand million outputs.
+        &[0, 0xff, 0xff, 0xff, 0xff],
+        // A topic of as many bytes.
+        &[0, 1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
+        // A flag that nobody knows.
+        &[2, 4, 0, 0, 0, 0, 0, 0, 0, 0],
+        // A code that is no text.
+        &[3, 1, 0, 0, 0, 0xff, 0, 0, 0, 0],
+        // A header's name that is no text.
+        &[
+            0, 1, 0, 0, 0, 1, 0, 0, 0, b't', 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0xff, 0, 0,
+            0, 0,
+        ],
+    ];
+    for given in wrong {
+        let error = read(given, 1).expect_err("it is refused");
+        assert_eq!(error.class, Class::Malformed, "{given:?}");
+    }
+}
+
+#[test]
+fn an_output_that_is_not_granted_ends_its_record_and_no_other() {
+    let mut given = vec![0, 2, 0, 0, 0];
+    for topic in *b"xt" {
+        given.extend([1, 0, 0, 0, topic, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]);
+    }
+    given.push(1);
+    let given = read(&given, 2).expect("it is as it should be");
+    assert!(matches!(&given[..], [Outcome::DeadLetter(reason), Outcome::Skip] if reason.code == DENIED), "{given:?}");
+}
