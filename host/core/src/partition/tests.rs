@@ -344,13 +344,7 @@ proptest! {
         calls_max in 1_usize..5,
         steps in prop::collection::vec(step(), 1..150),
     ) {
-        let order = if by_key { Order::Key } else { Order::Partition };
-        let bounds = Bounds { call_records_max, calls_max, records_max: 40, span_max: 60, ..BOUNDS };
-        let mut model = Model { partition: Partition::new(order, bounds), order, ..Model::default() };
-        for step in steps {
-            model.step(step);
-        }
-        model.finish();
+        Model::after(by_key, call_records_max, calls_max, steps).finish();
     }
 
     /// DRAIN-1: what was settled when a revoked partition is drained is committed, unless a failure is in between.
@@ -361,13 +355,7 @@ proptest! {
         calls_max in 1_usize..5,
         steps in prop::collection::vec(step(), 1..150),
     ) {
-        let order = if by_key { Order::Key } else { Order::Partition };
-        let bounds = Bounds { call_records_max, calls_max, records_max: 40, span_max: 60, ..BOUNDS };
-        let mut model = Model { partition: Partition::new(order, bounds), order, ..Model::default() };
-        for step in steps {
-            model.step(step);
-        }
-        model.revoke();
+        Model::after(by_key, call_records_max, calls_max, steps).revoke();
     }
 }
 
@@ -403,6 +391,16 @@ impl Default for Model {
 }
 
 impl Model {
+    fn after(by_key: bool, call_records_max: usize, calls_max: usize, steps: Vec<Step>) -> Self {
+        let order = if by_key { Order::Key } else { Order::Partition };
+        let bounds = Bounds { call_records_max, calls_max, records_max: 40, span_max: 60, ..BOUNDS };
+        let mut model = Model { partition: Partition::new(order, bounds), order, ..Model::default() };
+        for step in steps {
+            model.step(step);
+        }
+        model
+    }
+
     fn step(&mut self, step: Step) {
         match step {
             Step::Receive { gap, key } => {
