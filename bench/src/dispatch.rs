@@ -35,7 +35,7 @@ struct Way {
 
 const WAYS: [Way; 5] = [
     Way { contender: "native", label: "native", batch: 1, isolation: "", share: 1 },
-    Way { contender: "native-again", label: "native again (A/A)", batch: 1, isolation: "", share: 1 },
+    Way { contender: "native", label: "native again (A/A)", batch: 1, isolation: "", share: 1 },
     Way { contender: "tidemill", label: "reuse, batch 100", batch: 100, isolation: "reuse", share: 1 },
     Way { contender: "tidemill", label: "reuse, batch 1", batch: 1, isolation: "reuse", share: 4 },
     Way { contender: "tidemill", label: "record", batch: 1, isolation: "record", share: 20 },
@@ -92,9 +92,8 @@ fn line(way: &Way, record_bytes: usize, series: Series) -> Line {
 }
 
 fn run(bootstrap: &str, way: &Way, input: &str, output: &str, records: u64) -> Result<Measured> {
-    let contender = if way.contender == "tidemill" { "tidemill" } else { "native" };
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["run", "--contender", contender, "--bootstrap", bootstrap, "--input", input, "--output", output]);
+    command.args(["run", "--contender", way.contender, "--bootstrap", bootstrap, "--input", input, "--output", output]);
     command.args(["--group", output, "--records", &records.to_string(), "--batch", &way.batch.to_string()]);
     if !way.isolation.is_empty() {
         command.args(["--isolation", way.isolation]);

@@ -48,11 +48,19 @@ pub fn run(fault: Option<&str>) -> Result<(Evidence, usize)> {
         let lost = frozen.metrics()?.sum("tidemill_receive_rebalances_total", &[("kind", "lost")]);
         Ok((lost > rebalances && frozen.admin("/readyz")?.0 == 200).then_some(()))
     })?;
-    thread::sleep(CHANCE);
-    scenario.send(&other, &Load::batches("after", 200))?;
-    if fault.is_none() {
-        // A host that commits what is another one's moves the group back for good: there is nothing to wait for.
-        scenario.wait_until_group_committed(&group, DEADLINE).context("both hosts go on together")?;
+    match fault {
+        None => {
+            thread::sleep(CHANCE);
+            scenario.send(&other, &Load::batches("after", 200))?;
+            scenario.wait_until_group_committed(&group, DEADLINE).context("both hosts go on together")?;
+        }
+        // A host that commits what is another one's moves the group back for good.
+        Some(_) => wait::until("the broken host to move its group back", DEADLINE, || {
+            let ends = topics::ends(&scenario.bootstrap, &scenario.topic)?;
+            let committed = topics::committed(&scenario.bootstrap, &group, &scenario.topic)?;
+            let fell = ends.iter().zip(committed).any(|(end, committed)| committed.is_some_and(|offset| offset < *end));
+            Ok(fell.then_some(()))
+        })?,
     }
     let (sent, stored) = (scenario.ledger.fates(), forwarded(&scenario.bootstrap, &out, &scenario.ledger)?);
     let evidence = Evidence { sent, stored, dead: scenario.dead()?, commits: commits.stop()? };

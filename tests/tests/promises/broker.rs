@@ -111,9 +111,14 @@ async fn event(member: &mut KafkaConsumer) -> ConsumerEvent {
 }
 
 async fn assigned(member: &mut KafkaConsumer) -> Vec<(TopicPartition, PartitionReader)> {
-    let event = event(member).await;
-    let ConsumerEvent::Assigned(partitions) = event else { panic!("an assignment was expected, not {event:?}") };
-    member.start(&partitions).await.expect("they can be read")
+    loop {
+        let event = event(member).await;
+        let ConsumerEvent::Assigned(partitions) = event else { panic!("an assignment was expected, not {event:?}") };
+        // The first news may be that there is nothing yet.
+        if !partitions.is_empty() {
+            return member.start(&partitions).await.expect("they can be read");
+        }
+    }
 }
 
 /// Reads until a number was read, and returns all that came.

@@ -74,11 +74,12 @@ fn a_terminated_host_drains_and_the_next_one_repeats_nothing() -> Result<()> {
 #[test]
 fn a_second_signal_ends_the_host_at_once_and_nothing_is_lost() -> Result<()> {
     let _machine = servers::in_company();
-    // Each call takes ten seconds, so that the first signal's drain can't be over when the second comes.
-    let scenario = Scenario::slow(1, Duration::from_millis(500))?;
-    let setup = scenario.setup().handler(scenario.handler("[batch]\nrecords_max = 20"));
+    // Each call takes seconds, so that the first signal's drain can't be over when the second comes.
+    let scenario = Scenario::slow(1, Duration::from_millis(200))?;
+    let manifest = "[batch]\nrecords_max = 20\n[consumer_properties]\n\"session.timeout.ms\" = \"6000\"";
+    let setup = scenario.setup().handler(scenario.handler(manifest));
     let mut first = setup.start()?;
-    scenario.send(&first, &Load::batches("load", 60))?;
+    scenario.send(&first, &Load::batches("load", 40))?;
     wait::until("a call to run", DEADLINE, || {
         Ok((first.metrics()?.sum("tidemill_invoke_in_flight_records", &[]) > 0.0).then_some(()))
     })?;
@@ -88,8 +89,8 @@ fn a_second_signal_ends_the_host_at_once_and_nothing_is_lost() -> Result<()> {
     assert_eq!(ended.code, Some(130), "{ended:?}");
 
     let _second = setup.start()?;
-    scenario.wait_until_committed(2 * DEADLINE)?;
-    let summary = scenario.judge(Vec::new(), 60)??;
-    assert_eq!(summary.stored, 60);
+    scenario.wait_until_committed(DEADLINE)?;
+    let summary = scenario.judge(Vec::new(), 40)??;
+    assert_eq!(summary.stored, 40);
     Ok(())
 }
