@@ -12,7 +12,7 @@ use tidemill_core::record::is_topic_name;
 use tidemill_core::retry::RetryPolicy;
 
 use super::Problem;
-use super::units::{Size, Span};
+use super::units::{self, Size, Span};
 use crate::attempt::Guarantee;
 use crate::broker::{StartAt, Subscription};
 use crate::consumer;
@@ -90,7 +90,7 @@ struct Manifest {
     grants: GrantKeys,
     #[serde(default)]
     config: BTreeMap<String, String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "units::properties")]
     consumer_properties: BTreeMap<String, String>,
 }
 

@@ -1,5 +1,6 @@
 //! Values that configuration files write with a unit, and references to secrets.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -183,6 +184,24 @@ pub fn interpolate(text: &str) -> Result<String, InvalidSecret> {
     }
     out.push_str(rest);
     Ok(out)
+}
+
+/// Reads librdkafka's properties, whose values may be text, whole numbers or booleans.
+pub fn properties<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a text, a whole number or a boolean; quote a property's name: \"linger.ms\" = 5")]
+    enum Value {
+        Text(String),
+        Number(i64),
+        Switch(bool),
+    }
+    let values = BTreeMap::<String, Value>::deserialize(from)?;
+    let text = |value| match value {
+        Value::Text(text) => text,
+        Value::Number(number) => number.to_string(),
+        Value::Switch(switch) => switch.to_string(),
+    };
+    Ok(values.into_iter().map(|(key, value)| (key, text(value))).collect())
 }
 
 #[cfg(test)]

@@ -8,19 +8,20 @@ use rdkafka::error::KafkaError;
 use serde::Deserialize;
 
 use crate::broker::{BrokerError, Subscription};
+use crate::config::units;
 
 /// librdkafka's properties, by their own names. Text, numbers and booleans are taken alike.
 #[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// For all clients; `bootstrap.servers` has to be among them.
-    #[serde(default, deserialize_with = "properties")]
+    #[serde(default, deserialize_with = "units::properties")]
     pub properties: BTreeMap<String, String>,
     /// For consumers, over `properties`.
-    #[serde(default, deserialize_with = "properties")]
+    #[serde(default, deserialize_with = "units::properties")]
     pub consumer: BTreeMap<String, String>,
     /// For producers, over `properties`.
-    #[serde(default, deserialize_with = "properties")]
+    #[serde(default, deserialize_with = "units::properties")]
     pub producer: BTreeMap<String, String>,
 }
 
@@ -209,24 +210,6 @@ impl fmt::Debug for Config {
             .field("producer", &shown(&self.producer))
             .finish()
     }
-}
-
-/// Reads properties whose values may be text, whole numbers or booleans.
-fn properties<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "a text, a whole number or a boolean; quote a property's name: \"linger.ms\" = 5")]
-    enum Value {
-        Text(String),
-        Number(i64),
-        Switch(bool),
-    }
-    let values = BTreeMap::<String, Value>::deserialize(from)?;
-    let text = |value| match value {
-        Value::Text(text) => text,
-        Value::Number(number) => number.to_string(),
-        Value::Switch(switch) => switch.to_string(),
-    };
-    Ok(values.into_iter().map(|(key, value)| (key, text(value))).collect())
 }
 
 #[cfg(test)]
