@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use tests::checker::{Fault, Faults};
 use tests::client::Load;
 use tests::scenario::Scenario;
-use tests::{checker, frozen, servers};
+use tests::{checker, frozen, servers, topics};
 use xtask::lab::wait;
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -25,12 +25,16 @@ records_max = 100
 #[test]
 fn a_host_that_commits_before_success_is_caught() -> Result<()> {
     let _machine = servers::in_company();
-    let scenario = Scenario::slow(2, Duration::from_millis(5))?;
+    let scenario = Scenario::slow(2, Duration::from_millis(20))?;
     let setup = scenario.setup().handler(scenario.handler(MANIFEST));
     let commits = scenario.watch_commits()?;
     let mut broken = setup.clone().fault("commit-before-success").start()?;
     scenario.send(&broken, &Load::batches("load", 2_000))?;
-    scenario.wait_until_stored(200, DEADLINE)?;
+    wait::until("a commit that is far ahead", DEADLINE, || {
+        let committed = topics::committed(&scenario.bootstrap, &scenario.handler, &scenario.topic)?;
+        let committed: i64 = committed.into_iter().flatten().sum();
+        Ok((committed >= i64::try_from(scenario.sink.count()?)? + 50).then_some(()))
+    })?;
     broken.kill()?;
     let _next = setup.start()?;
     scenario.wait_until_committed(DEADLINE)?;

@@ -1,7 +1,7 @@
 //! The broker's seam on real Kafka: its contract by both group protocols, and what it does when the broker fails.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -56,16 +56,18 @@ struct Bench {
     broker: Kafka,
     admin: Arc<dyn Admin>,
     topic: Arc<str>,
+    _company: RwLockReadGuard<'static, ()>,
 }
 
 impl Bench {
     async fn new(partitions: i32, consumer: &[(&str, &str)]) -> Self {
+        let _company = servers::in_company();
         let lab = lab::kafka::Kafka::start_nodes(1).expect("one kafka node starts");
         let broker = broker(&lab.bootstrap(), consumer);
         let admin = broker.admin().expect("a broker has an admin");
         let topic: Arc<str> = names::unique("records").into();
         admin.create_topic(&topic, partitions, None).await.expect("the topic is made");
-        Self { lab, broker, admin, topic }
+        Self { lab, broker, admin, topic, _company }
     }
 
     async fn producer(&self, properties: &[(&str, &str)]) -> Arc<dyn Producer> {

@@ -30,24 +30,36 @@ fn ingest_alone_keeps_accepting_while_no_handler_runs() -> Result<()> {
 #[test]
 fn ingest_does_not_feel_a_burst_of_ten_times_the_handlers_rate() -> Result<()> {
     let _machine = servers::alone();
-    // Two partitions, one record at a time in each, 10 ms a record: at most 200 records a second, a tenth of what comes.
-    let scenario = Scenario::slow(2, Duration::from_millis(10))?;
+    // Two partitions, one record at a time in each, 25 ms a record: at most 80 records a second, a tenth of what comes.
+    let scenario = Scenario::slow(2, Duration::from_millis(25))?;
     let setup = scenario.setup().handler(scenario.handler("order = \"partition\""));
     let ingest = setup.clone().argument("--only").argument("ingest").start()?;
-    let burst = |name| Load { requests: 16, ..Load::new(name, 2_500) }.rate(2_000.0);
-    scenario.send(&ingest, &Load::new("warm", 200))?;
-    let alone = scenario.send(&ingest, &burst("alone"))?;
+    let burst = |name: &str| {
+        let load = Load { requests: 16, ..Load::new(name, 400) }.rate(800.0);
+        let report = scenario.send(&ingest, &load)?;
+        assert_eq!(report.accepted_share(), 1.0, "{report:?}");
+        anyhow::Ok(report.p99())
+    };
+    // The middle one of three: a server that stops for a moment does so with and without handlers.
+    let p99 = |names: [&str; 3]| {
+        let mut p99s = names.map(|name| burst(name).expect("a burst is sent"));
+        p99s.sort();
+        p99s[1]
+    };
+    p99(["warm-1", "warm-2", "warm-3"]);
+    let alone = p99(["alone-1", "alone-2", "alone-3"]);
     let _handlers = setup.argument("--only").argument("handlers").start()?;
-    let amid = scenario.send(&ingest, &burst("amid"))?;
+    let amid = p99(["amid-1", "amid-2", "amid-3"]);
     let waiting = scenario.ledger.acked() - scenario.sink.count()?;
-    eprintln!("p99 with no handler {:?}, while one falls behind {:?}; {waiting} wait", alone.p99(), amid.p99());
-    assert_eq!((alone.accepted_share(), amid.accepted_share()), (1.0, 1.0), "{alone:?} {amid:?}");
-    assert!(waiting > 2_500, "the handler was to fall behind, and only {waiting} records waited");
-    let bound = (alone.p99() * 3).max(Duration::from_millis(100));
-    assert!(amid.p99() < bound, "p99 went from {:?} to {:?}", alone.p99(), amid.p99());
+    eprintln!("p99 with no handler {alone:?}, while one falls behind {amid:?}; {waiting} wait");
+    assert!(waiting > 2_400, "the handler was to fall behind, and only {waiting} records waited");
+    // Broker, database, hosts and clients share a few cores here, so that a figure moves a little by itself. An ingest that
+    // waited for the handler would take as long as the backlog: more than half a minute.
+    let bound = (alone * 3).max(Duration::from_millis(500));
+    assert!(amid < bound, "p99 went from {alone:?} to {amid:?}");
 
     scenario.wait_until_committed(DEADLINE)?;
     let summary = scenario.judge(Vec::new(), 0)??;
-    assert_eq!(summary.stored, 5_200);
+    assert_eq!(summary.stored, 3_600);
     Ok(())
 }
