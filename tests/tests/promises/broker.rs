@@ -60,6 +60,7 @@ struct Bench {
 }
 
 impl Bench {
+    #[expect(clippy::await_holding_lock, reason = "a test's share of the machine, held by its only task to its end")]
     async fn new(partitions: i32, consumer: &[(&str, &str)]) -> Self {
         let _company = servers::in_company();
         let lab = lab::kafka::Kafka::start_nodes(1).expect("one kafka node starts");
