@@ -190,9 +190,7 @@ impl Config {
             folder: folder.to_owned(),
         })
     }
-}
 
-impl Config {
     /// Refuses a configuration of a host that would do nothing.
     pub fn check_roles(&self) -> Result<(), Problem> {
         if self.handlers.is_none() && self.ingest.is_none() {

@@ -198,14 +198,16 @@ impl Lanes {
 
     /// Forgets records that wait at this offset and behind it.
     pub fn forget_from(&mut self, offset: Offset) {
-        for id in 0..self.lanes.len() as LaneId {
-            let lane = &mut self.lanes[id as usize];
+        for lane in &mut self.lanes {
             while lane.queue.back().is_some_and(|entry| entry.record.offset() >= offset) {
                 lane.queue.pop_back();
             }
-            if lane.queue.is_empty() && lane.state == State::Ready {
-                self.ready.retain(|ready| *ready != id);
+        }
+        for id in std::mem::take(&mut self.ready) {
+            if self.lanes[id as usize].queue.is_empty() {
                 self.retire(id);
+            } else {
+                self.ready.push_back(id);
             }
         }
     }

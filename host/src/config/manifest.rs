@@ -277,14 +277,10 @@ impl Check<'_> {
         if manifest.topics.is_empty() {
             self.wrong("topics", "is empty; name at least one topic, such as topics = [\"orders\"]");
         }
-        let named = [
-            ("topics", &manifest.topics),
-            ("grants.produce", &Vec::from_iter(manifest.grants.produce.iter().cloned())),
-        ];
-        for (key, topics) in named {
-            for wrong in topics.iter().filter(|topic| !is_topic_name(topic)) {
-                self.wrong(key, format!("has `{wrong}`, which is no topic's name; {TOPIC_NAME}"));
-            }
+        let reads = manifest.topics.iter().map(|topic| ("topics", topic));
+        let produces = manifest.grants.produce.iter().map(|topic| ("grants.produce", topic));
+        for (key, wrong) in reads.chain(produces).filter(|(_, topic)| !is_topic_name(topic)) {
+            self.wrong(key, format!("has `{wrong}`, which is no topic's name; {TOPIC_NAME}"));
         }
         if let Some(wrong) = manifest.dead_letter_topic.as_ref().filter(|topic| !is_topic_name(topic)) {
             self.wrong("dead_letter_topic", format!("is `{wrong}`, which is no topic's name; {TOPIC_NAME}"));
