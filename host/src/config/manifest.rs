@@ -97,6 +97,7 @@ struct Manifest {
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "kebab-case")]
 enum Delivery {
+    AtMostOnce,
     #[default]
     AtLeastOnce,
 }
@@ -107,6 +108,7 @@ enum OrderKey {
     #[default]
     Key,
     Partition,
+    Unordered,
 }
 
 #[derive(Deserialize, Default)]
@@ -130,6 +132,7 @@ struct Buffer {
     records_max: Option<usize>,
     bytes_max: Option<Size>,
     span_max: Option<usize>,
+    ahead_max: Option<usize>,
 }
 
 #[derive(Deserialize, Default)]
@@ -162,6 +165,8 @@ struct GrantKeys {
 
 /// What a topic's name is made of.
 const TOPIC_NAME: &str = "take up to 249 letters, digits, `.`, `_` and `-`";
+/// Two calls of the usual size: while one runs, the commit of the next is confirmed.
+const AHEAD_DEFAULT: usize = 200;
 const CONCURRENCY_DEFAULT: usize = 8;
 const CONCURRENCY_MAX: usize = 1000;
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
@@ -210,12 +215,15 @@ fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest
                 properties: manifest.consumer_properties.clone(),
             },
             guarantee: match manifest.delivery {
+                Delivery::AtMostOnce => Guarantee::AtMostOnce,
                 Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
             },
             order: match manifest.order {
                 OrderKey::Key => Order::Key,
                 OrderKey::Partition => Order::Partition,
+                OrderKey::Unordered => Order::Unordered,
             },
+            ahead_max: manifest.buffer.ahead_max.unwrap_or(AHEAD_DEFAULT),
             bounds: bounds(&manifest, concurrency),
             concurrency,
             call_deadline: manifest.limits.deadline.map_or(DEADLINE_DEFAULT, |span| span.0),
@@ -303,6 +311,7 @@ impl Check<'_> {
             ("batch.records_max", manifest.batch.records_max),
             ("buffer.records_max", manifest.buffer.records_max),
             ("buffer.span_max", manifest.buffer.span_max),
+            ("buffer.ahead_max", manifest.buffer.ahead_max),
             ("batch.bytes_max", manifest.batch.bytes_max.map(|size| size.0)),
             ("buffer.bytes_max", manifest.buffer.bytes_max.map(|size| size.0)),
         ];
@@ -319,6 +328,9 @@ impl Check<'_> {
                 "batch.records_max",
                 "is more than 1, but isolation = \"record\" calls with one record; leave one of the two out",
             );
+        }
+        if manifest.buffer.ahead_max.is_some() && !matches!(manifest.delivery, Delivery::AtMostOnce) {
+            self.wrong("buffer.ahead_max", "is of use with delivery = \"at-most-once\" only; leave one of the two out");
         }
         self.limits(&manifest.limits);
     }

@@ -10,14 +10,15 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tidemill_core::partition::{Action, Call, CallId, Event, Partition, Verdict};
 use tidemill_core::record::{Chunk, Offset};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::budget::Share;
 use super::commit::REFRESH_INTERVAL;
 use super::{Config, Parts, Progress};
-use crate::attempt::{self, Attempt};
+use crate::attempt::{self, Attempt, Guarantee};
 use crate::broker::Reader;
 use crate::fault::Fault;
 use crate::metrics::{HandlerMetrics, PartitionMetrics};
@@ -33,17 +34,25 @@ pub(super) fn spawn<R: Reader>(
     config: Config,
     reader: R,
     progress: Arc<Progress>,
+    paused: watch::Receiver<bool>,
     revoked: CancellationToken,
 ) -> JoinHandle<()> {
     let metrics = parts.metrics.partition(&progress.from.topic, progress.from.partition);
-    let machine = Partition::new(config.order, config.bounds.clone());
+    let machine = match config.guarantee {
+        Guarantee::AtMostOnce => Partition::at_most_once(config.order, config.bounds.clone(), config.ahead_max),
+        Guarantee::AtLeastOnce | Guarantee::KafkaTransaction | Guarantee::SqlTransaction => {
+            Partition::new(config.order, config.bounds.clone())
+        }
+    };
     let task = Task {
-        parts,
-        config,
         reader,
         progress,
+        share: parts.budget.share(config.bounds.call_bytes_max),
         machine,
         metrics,
+        paused,
+        parts,
+        config,
         origin: Instant::now(),
         calls: JoinSet::new(),
         actions: Vec::new(),
@@ -59,7 +68,10 @@ struct Task<R> {
     reader: R,
     progress: Arc<Progress>,
     machine: Partition,
+    /// Its part of what the host holds.
+    share: Share,
     metrics: PartitionMetrics,
+    paused: watch::Receiver<bool>,
     /// The machine's clock counts from here.
     origin: Instant,
     calls: JoinSet<(CallId, Vec<Verdict>)>,
@@ -75,10 +87,12 @@ impl<R: Reader> Task<R> {
         let mut read_again = None;
         let mut refresh = tokio::time::interval(REFRESH_INTERVAL);
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.pause();
         while !self.drained {
             self.start_calls();
             let timer = self.machine.next_timer().map(|at| self.origin + at);
             let (records, bytes) = self.room();
+            let full = records > 0 && bytes == 0;
             let slots = &self.parts.slots;
             tokio::select! {
                 biased;
@@ -90,13 +104,18 @@ impl<R: Reader> Task<R> {
                     revoking = true;
                     self.on(Event::Revoked);
                 }
+                offset = self.progress.confirmation(), if self.config.guarantee == Guarantee::AtMostOnce => {
+                    self.on(Event::Committed(offset));
+                }
+                Ok(()) = self.paused.changed() => self.pause(),
                 () = until(timer), if timer.is_some() => self.on(Event::Timer),
                 () = until(read_again), if read_again.is_some() => read_again = None,
                 slot = Arc::clone(slots).acquire_owned(), if self.machine.wants_slot() => match slot {
                     Ok(slot) => self.start_call(slot),
                     Err(_closed) => return,
                 },
-                chunk = self.reader.next(records, bytes), if records > 0 && read_again.is_none() => match chunk {
+                () = self.share.freed(), if full => {}
+                chunk = self.reader.next(records, bytes), if records > 0 && !full && read_again.is_none() => match chunk {
                     Ok(chunk) => self.received(chunk),
                     Err(error) => {
                         self.parts.metrics.receive_errors.inc();
@@ -118,10 +137,23 @@ impl<R: Reader> Task<R> {
         if Fault::DropOnFull.is_on() {
             return (worthwhile, bounds.bytes_max);
         }
-        if records >= worthwhile { (records, self.machine.room_bytes()) } else { (0, 0) }
+        if records >= worthwhile { (records, self.machine.room_bytes().min(self.share.room())) } else { (0, 0) }
+    }
+
+    fn pause(&mut self) {
+        let paused = *self.paused.borrow_and_update();
+        self.on(Event::Paused(paused));
     }
 
     fn received(&mut self, chunk: Arc<Chunk>) {
+        if let Some(gone) = self.reader.skipped() {
+            let offsets = gone.end - gone.start;
+            self.parts.metrics.skipped_offsets.inc_by(offsets.unsigned_abs());
+            tracing::error!(
+                partition = %self.progress.from, offsets, from = gone.start, to = gone.end,
+                "records were deleted before this handler has read them; it goes on with those that are left: keep them longer, or make the handler faster"
+            );
+        }
         self.parts.metrics.received_records.inc_by(chunk.len() as u64);
         self.parts.metrics.received_bytes.inc_by(chunk.bytes() as u64);
         if let Some(last) = chunk.records().last() {
@@ -167,12 +199,22 @@ impl<R: Reader> Task<R> {
         if answers_slot {
             return;
         }
+        self.share.set(self.machine.bytes());
+        self.progress.set_at_stake(self.machine.at_stake());
         for action in std::mem::take(&mut self.actions) {
             match action {
-                Action::Commit(offset) => self.progress.set_committable(offset),
+                Action::Commit(offset) => self.commit(offset),
                 Action::Drained => self.drained = true,
                 Action::Invoke(_) => debug_assert!(false, "only a slot starts a call"),
             }
+        }
+    }
+
+    /// At most once, records wait for it: the group's task is told at once, and else finds it at its next interval.
+    fn commit(&mut self, offset: Offset) {
+        self.progress.set_committable(offset);
+        if self.config.guarantee == Guarantee::AtMostOnce {
+            self.parts.commit_wanted.notify_one();
         }
     }
 
@@ -188,7 +230,10 @@ impl<R: Reader> Task<R> {
         self.calls.spawn(async move {
             let run = attempt::run(&*parts.handler, &parts.settler, attempt, slot);
             let verdicts = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {
-                tracing::error!(partition = %from, records, "the host panicked in an attempt; its records are tried again");
+                tracing::error!(partition = %from, records, "the host panicked in an attempt; its records are tried again, unless they are called at most once");
+                if guarantee == Guarantee::AtMostOnce {
+                    parts.metrics.lost_records.inc_by(records as u64);
+                }
                 vec![Verdict::Retry { after: PANIC_DELAY, charge: true }; records]
             });
             drop(in_flight);
