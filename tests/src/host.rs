@@ -102,6 +102,12 @@ impl Setup {
         self
     }
 
+    /// The same with what it writes for itself in this folder, for hosts one after another.
+    pub fn state(self, folder: &Path) -> Setup {
+        let configuration = format!("state = \"{}\"\n\n{}", folder.display(), self.configuration);
+        Setup { configuration, ..self }
+    }
+
     /// The same with a PostgreSQL database, `main` to its guests.
     pub fn database(self, url: &str) -> Setup {
         self.with(&format!("\n[sql.main]\nkind = \"postgres\"\nurl = \"{url}\"\n"))
@@ -189,6 +195,14 @@ impl Host {
         let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(REQUEST_TIMEOUT));
         let mut response = config.build().new_agent().get(format!("http://{address}{path}")).call()?;
         Ok((response.status().as_u16(), response.body_mut().read_to_string()?))
+    }
+
+    /// Runs a command of the binary on this host and returns what it says.
+    pub fn command(&self, arguments: &[&str]) -> Result<String> {
+        let address = self.addresses.admin.context("this host has no admin endpoint")?;
+        let output = Command::new(binary()).args(arguments).args(["--admin", &format!("http://{address}")]).output()?;
+        ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Its metrics now.

@@ -5,9 +5,13 @@ mod promises {
     mod broker;
     mod bytes;
     mod dependency;
+    mod groups;
     mod hostile;
     mod ingest;
     mod means;
+    mod modes;
+    mod offsets;
+    mod pause;
     mod postgres;
     mod stored;
     mod swap;
