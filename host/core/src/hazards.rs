@@ -175,6 +175,9 @@ mod tests {
     #[test]
     fn shares_are_uneven_when_a_remainder_is_left() {
         let uneven = |partitions, members| of_group(partitions, members).is_some();
-        assert_eq!([uneven(8, 1), uneven(8, 2), uneven(8, 3), uneven(2, 3), uneven(0, 3)], [false, false, true, true, false]);
+        assert_eq!(
+            [uneven(8, 1), uneven(8, 2), uneven(8, 3), uneven(2, 3), uneven(0, 3)],
+            [false, false, true, true, false]
+        );
     }
 }

@@ -112,12 +112,18 @@ fn check(ahead_max: usize, story: &str, expected: Expect) {
 /// A step of a story of many lives.
 #[derive(Debug, Clone)]
 enum Step {
-    Receive { gap: Offset, key: u8 },
+    Receive {
+        gap: Offset,
+        key: u8,
+    },
     /// The broker applies the commit that was asked for last.
     Apply,
     /// And the partition hears of it.
     Confirm,
-    Return { pick: prop::sample::Index, dice: Vec<u8> },
+    Return {
+        pick: prop::sample::Index,
+        dice: Vec<u8>,
+    },
     Pause(bool),
     /// Everything that is not at the broker is gone.
     Crash,
@@ -272,7 +278,8 @@ impl Lives {
                 Action::Commit(offset) => {
                     assert!(offset > self.asked, "OFF-2");
                     self.asked = offset;
-                    let open = self.log.range(..offset).filter(|(offset, _)| !self.processed.contains_key(offset)).count();
+                    let open =
+                        self.log.range(..offset).filter(|(offset, _)| !self.processed.contains_key(offset)).count();
                     assert!(open <= self.ahead_max + self.losses_max, "no more is committed than may be lost");
                 }
                 Action::Drained => self.drained = true,
