@@ -63,7 +63,7 @@ pub(crate) fn dispatch(quick: bool, json: Option<&Path>) -> Result<()> {
     let bootstrap = kafka.bootstrap();
     let rounds = if quick { 2 } else { 5 };
     let sizes: [(usize, u64); 2] =
-        if quick { [(100, 400_000), (1024, 150_000)] } else { [(100, 1_500_000), (1024, 400_000)] };
+        if quick { [(100, 800_000), (1024, 300_000)] } else { [(100, 1_500_000), (1024, 400_000)] };
     let mut lines = Vec::new();
     for (record_bytes, records) in sizes {
         let input = format!("in-{record_bytes}");
