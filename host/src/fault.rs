@@ -12,6 +12,10 @@ pub(crate) enum Fault {
     IgnoreEpoch,
     /// Records that come while the partition's queue is full are dropped.
     DropOnFull,
+    /// A delivery's offset is stored beside its transaction, and a moment later.
+    OffsetApart,
+    /// An offset is stored in the database whoever owns its row.
+    IgnoreFence,
 }
 
 impl Fault {
@@ -22,7 +26,13 @@ impl Fault {
 
         static CHOSEN: LazyLock<Option<Fault>> = LazyLock::new(|| {
             let name = std::env::var("TIDEMILL_FAULT").ok()?;
-            let all = [Fault::CommitBeforeSuccess, Fault::IgnoreEpoch, Fault::DropOnFull];
+            let all = [
+                Fault::CommitBeforeSuccess,
+                Fault::IgnoreEpoch,
+                Fault::DropOnFull,
+                Fault::OffsetApart,
+                Fault::IgnoreFence,
+            ];
             let chosen = all.into_iter().find(|fault| fault.name() == name);
             tracing::error!(name, known = chosen.is_some(), "this host is broken on purpose");
             chosen
@@ -42,6 +52,8 @@ impl Fault {
             Fault::CommitBeforeSuccess => "commit-before-success",
             Fault::IgnoreEpoch => "ignore-epoch",
             Fault::DropOnFull => "drop-on-full",
+            Fault::OffsetApart => "offset-apart",
+            Fault::IgnoreFence => "ignore-fence",
         }
     }
 }
