@@ -29,7 +29,7 @@ use serde::Serialize;
 use crate::bindings::tidemill::guest::types::Batch;
 use crate::log::Level;
 use crate::{Guarantee, Handler, Header, Order, Outcome, Output, Reason, Record, Refusal, Setup, Timestamp};
-use world::World;
+use world::{Delivery, World};
 
 /// A host in memory. While it lives, the capabilities of this thread are its own; nothing is granted that was not given.
 #[derive(Debug)]
@@ -109,6 +109,20 @@ impl Host {
         self
     }
 
+    /// Gives the delivery's own transaction on a granted database: [`sql::current`](crate::sql::current). It commits when every record of
+    /// a call ends as handled or skipped, and rolls back otherwise, as the host's does.
+    ///
+    /// # Panics
+    /// If the database was not granted before, with [`Host::sql`].
+    pub fn exactly_once(mut self, name: &str) -> Self {
+        let granted = self.world.databases.borrow().contains_key(name);
+        assert!(granted, "grant the database first: `Host::new().sql(\"{name}\", …).exactly_once(\"{name}\")`");
+        *self.world.delivery.borrow_mut() = Some(Delivery::of(name));
+        self.setup.guarantee = Guarantee::SqlTransaction;
+        self.setup.order = Order::Partition;
+        self
+    }
+
     /// Lets calls on the bucket, database or (`producer`) broker of this name fail as unavailable from now on, or succeed again.
     pub fn set_down(&self, name: &str, down: bool) {
         let mut names = self.world.down.borrow_mut();
@@ -157,7 +171,11 @@ impl Host {
             records: records.into_iter().enumerate().map(numbered).collect(),
             attributes: Vec::new(),
         };
-        handler.call(batch, &Arc::new(self.setup.clone()))
+        platform::sql::begin_delivery();
+        let outcomes = handler.call(batch, &Arc::new(self.setup.clone()));
+        let well = |outcome: &Outcome| matches!(outcome, Outcome::Ack(_) | Outcome::Skip);
+        platform::sql::end_delivery(outcomes.as_ref().is_ok_and(|outcomes| outcomes.iter().all(well)));
+        outcomes
     }
 
     /// The log lines so far.
