@@ -3,6 +3,7 @@
 //! A record is settled when its outputs, or its dead letter, are acknowledged; nothing is settled before.
 
 mod dead_letter;
+mod transaction;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

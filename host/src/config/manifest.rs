@@ -1,5 +1,7 @@
 //! A handler's manifest, `handler.toml` in the handler's folder → [`HandlerSpec`], checked.
 
+mod guarantee;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,9 +13,9 @@ use tidemill_core::partition::Bounds;
 use tidemill_core::record::is_topic_name;
 use tidemill_core::retry::RetryPolicy;
 
+use self::guarantee::{Delivery, Effects, ExactlyOnce};
 use super::Problem;
 use super::units::{self, Size, Span};
-use crate::attempt::Guarantee;
 use crate::broker::{StartAt, Subscription};
 use crate::consumer;
 
@@ -35,6 +37,8 @@ pub struct HandlerSpec {
     pub isolation: Isolation,
     /// Most linear memory of an instance, in bytes.
     pub memory_max: usize,
+    /// The granted database whose transaction holds what the guest writes and the offset, if that is the guarantee.
+    pub transaction: Option<String>,
     /// What becomes of failed records.
     pub retry: RetryPolicy,
     /// Where dead letters go; `None`: the record's topic with `.dlq` behind it.
@@ -69,7 +73,9 @@ struct Manifest {
     #[serde(default)]
     delivery: Delivery,
     #[serde(default)]
-    order: OrderKey,
+    exactly_once: ExactlyOnce,
+    effects: Option<Effects>,
+    order: Option<OrderKey>,
     #[serde(default)]
     isolation: Isolation,
     concurrency: Option<usize>,
@@ -94,17 +100,9 @@ struct Manifest {
     consumer_properties: BTreeMap<String, String>,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "kebab-case")]
-enum Delivery {
-    #[default]
-    AtLeastOnce,
-}
-
-#[derive(Deserialize, Default)]
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 enum OrderKey {
-    #[default]
     Key,
     Partition,
 }
@@ -195,6 +193,7 @@ impl HandlerSpec {
 fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest: Manifest) -> HandlerSpec {
     let concurrency = manifest.concurrency.unwrap_or(CONCURRENCY_DEFAULT);
     let migrations = folder.join("migrations");
+    let (guarantee, transaction) = guarantee::guarantee(&manifest);
     HandlerSpec {
         name: name.to_owned(),
         folder: folder.to_owned(),
@@ -209,10 +208,8 @@ fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest
                 },
                 properties: manifest.consumer_properties.clone(),
             },
-            guarantee: match manifest.delivery {
-                Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
-            },
-            order: match manifest.order {
+            guarantee,
+            order: match guarantee::order(&manifest) {
                 OrderKey::Key => Order::Key,
                 OrderKey::Partition => Order::Partition,
             },
@@ -222,6 +219,7 @@ fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest
             commit_interval: manifest.commit_interval.map_or(Duration::from_millis(250), |span| span.0),
             drain_deadline: manifest.drain_deadline.map_or(Duration::from_secs(20), |span| span.0),
         },
+        transaction,
         isolation: manifest.isolation,
         memory_max: manifest.limits.memory.map_or(MEMORY_DEFAULT, |size| size.0),
         retry,
@@ -320,6 +318,7 @@ impl Check<'_> {
                 "is more than 1, but isolation = \"record\" calls with one record; leave one of the two out",
             );
         }
+        self.guarantee(manifest);
         self.limits(&manifest.limits);
     }
 
@@ -384,6 +383,7 @@ mod tests {
     use expect_test::{Expect, expect};
 
     use super::*;
+    use crate::attempt::Guarantee;
 
     #[test]
     fn the_smallest_manifest_is_a_topic() {
@@ -421,11 +421,48 @@ mod tests {
     }
 
     #[test]
+    fn a_transaction_of_a_database_is_of_a_granted_one_and_keeps_the_order_of_the_partition() {
+        let folder = folder_with(&["h.wasm"]);
+        let manifest = "topics = [\"t\"]\ndelivery = \"exactly-once\"\nexactly_once.transaction = \"sql.main\"\ngrants.sql = [\"main\"]";
+        let spec = HandlerSpec::parse("h", folder.path(), manifest).expect("valid");
+        assert_eq!((spec.consumer.guarantee, spec.consumer.order), (Guarantee::SqlTransaction, Order::Partition));
+        assert_eq!(spec.transaction.as_deref(), Some("main"));
+        check(
+            "topics = [\"t\"]\ndelivery = \"exactly-once\"\norder = \"key\"\n[exactly_once]\ntransaction = \"sql.main\"",
+            expect![[r#"
+                handler.toml: `exactly_once.transaction` names the database `main`, which is not granted; add it to `sql` under `[grants]`
+                handler.toml: `order` must be "partition" with a transaction of a database, since one offset stands for all records before it; leave `order` out, and give the topic more partitions for more at once
+            "#]],
+        );
+    }
+
+    #[test]
+    fn what_a_transaction_does_not_cover_is_refused_unless_the_operator_says_that_it_may_be_repeated() {
+        let manifest = |more: &str| {
+            format!(
+                "topics = [\"t\"]\ndelivery = \"exactly-once\"\n{more}\n[exactly_once]\ntransaction = \"sql.main\"\n\
+                 [grants]\nsql = [\"main\", \"other\"]\nkv = [\"seen\"]\nproduce = [\"out\"]\nsecrets = [\"token\"]"
+            )
+        };
+        check(
+            &manifest(""),
+            expect![[r#"
+                handler.toml: `grants.sql` holds `other`, which the transaction of `main` does not cover: what is done there is repeated when a transaction is; take it out, or say effects = "idempotent" if that is harmless
+                handler.toml: `grants.kv` holds `seen`, which the transaction of `main` does not cover: what is done there is repeated when a transaction is; take it out, or say effects = "idempotent" if that is harmless
+                handler.toml: `grants.produce` holds `out`, which the transaction of `main` does not cover: what is done there is repeated when a transaction is; take it out, or say effects = "idempotent" if that is harmless
+            "#]],
+        );
+        let folder = folder_with(&["h.wasm"]);
+        let said = HandlerSpec::parse("h", folder.path(), &manifest("effects = \"idempotent\""));
+        assert!(said.is_ok(), "{said:?}");
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_with_its_line() {
         check(
             "topics = [\"a\"]\n\nordr = \"key\"",
             expect![[r#"
-                handler.toml:3: unknown field `ordr`, expected one of `topics`, `group`, `module`, `delivery`, `order`, `isolation`, `concurrency`, `start`, `dead_letter_topic`, `commit_interval`, `drain_deadline`, `batch`, `buffer`, `retry`, `limits`, `grants`, `config`, `consumer_properties`
+                handler.toml:3: unknown field `ordr`, expected one of `topics`, `group`, `module`, `delivery`, `exactly_once`, `effects`, `order`, `isolation`, `concurrency`, `start`, `dead_letter_topic`, `commit_interval`, `drain_deadline`, `batch`, `buffer`, `retry`, `limits`, `grants`, `config`, `consumer_properties`
             "#]],
         );
     }

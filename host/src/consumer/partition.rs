@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::commit::REFRESH_INTERVAL;
 use super::{Config, Parts, Progress};
-use crate::attempt::{self, Attempt};
+use crate::attempt::{self, Attempt, Ownership};
 use crate::broker::Reader;
 use crate::fault::Fault;
 use crate::metrics::{HandlerMetrics, PartitionMetrics};
@@ -33,6 +33,7 @@ pub(super) fn spawn<R: Reader>(
     config: Config,
     reader: R,
     progress: Arc<Progress>,
+    owner: Option<Arc<Ownership>>,
     revoked: CancellationToken,
 ) -> JoinHandle<()> {
     let metrics = parts.metrics.partition(&progress.from.topic, progress.from.partition);
@@ -42,6 +43,7 @@ pub(super) fn spawn<R: Reader>(
         config,
         reader,
         progress,
+        owner,
         machine,
         metrics,
         origin: Instant::now(),
@@ -58,6 +60,7 @@ struct Task<R> {
     config: Config,
     reader: R,
     progress: Arc<Progress>,
+    owner: Option<Arc<Ownership>>,
     machine: Partition,
     metrics: PartitionMetrics,
     /// The machine's clock counts from here.
@@ -75,7 +78,7 @@ impl<R: Reader> Task<R> {
         let mut read_again = None;
         let mut refresh = tokio::time::interval(REFRESH_INTERVAL);
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while !self.drained {
+        while !self.drained && !self.is_fenced() {
             self.start_calls();
             let timer = self.machine.next_timer().map(|at| self.origin + at);
             let (records, bytes) = self.room();
@@ -108,6 +111,11 @@ impl<R: Reader> Task<R> {
             }
         }
         self.refresh();
+    }
+
+    /// Whether somebody else owns the partition: nothing that is done here will ever count.
+    fn is_fenced(&self) -> bool {
+        self.owner.as_ref().is_some_and(|owner| owner.fenced_since().is_some())
     }
 
     /// How much to read now. A nearly full partition is left alone, so that records are not taken one by one.
@@ -185,6 +193,7 @@ impl<R: Reader> Task<R> {
         let from = self.progress.from.clone();
         let Config { guarantee, call_deadline, .. } = self.config;
         let attempt = Attempt::new(from.clone(), self.progress.epoch, call.records, guarantee, call_deadline);
+        let attempt = Attempt { owner: self.owner.clone(), ..attempt };
         self.calls.spawn(async move {
             let run = attempt::run(&*parts.handler, &parts.settler, attempt, slot);
             let verdicts = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {
