@@ -55,7 +55,12 @@ impl Settler {
         match owner.commit(attempt.effects.open.take(), next).await {
             Ok(Committed::Stored) => Ok(()),
             Ok(Committed::Fenced) => Err(Trouble::Fenced),
-            Err(error) => Err(Trouble::Failed(0, not_committed(attempt, &error))),
+            Err(error) => {
+                if error.is_conflict() {
+                    attempt.effects.conflict.get_or_insert_with(|| error.to_string());
+                }
+                Err(Trouble::Failed(0, not_committed(attempt, &error)))
+            }
         }
     }
 
@@ -72,7 +77,8 @@ impl Settler {
         }
     }
 
-    /// Nothing of the call was kept. Blames nobody until a record failed alone.
+    /// Nothing of the call was kept. Blames nobody until a record failed alone. A call that met another one in the same rows
+    /// is halved too: the fewer rows it holds, the sooner it gets through.
     async fn rolled_back(
         &self,
         attempt: &Attempt,
@@ -82,7 +88,9 @@ impl Settler {
     ) -> Vec<Verdict> {
         let records = attempt.records.len();
         let failure = match trouble {
-            Trouble::Failed(index, failure) if failure.class.charges() && records > 1 => {
+            Trouble::Failed(index, failure)
+                if records > 1 && (failure.class.charges() || attempt.effects.conflict.is_some()) =>
+            {
                 tracing::debug!(from = %attempt.from, records, index, code = failure.reason.code, "a call is rolled back and halved");
                 return vec![Verdict::Halve; records];
             }

@@ -12,7 +12,7 @@ use tests::host::{Handler, Host, Setup};
 use tests::ledger::Ledger;
 use tests::scenario::Scenario;
 use tests::sink::Sink;
-use tests::{names, servers};
+use tests::{names, servers, topics};
 use tidemill::store::Sql;
 use tidemill::store::sqlite::{self, Sqlite};
 use xtask::lab::postgres::Postgres;
@@ -245,6 +245,42 @@ fn a_poisonous_record_is_alone_in_the_dead_letters_and_books_nothing() -> Result
         Errors { missing: dead, wrong_sums: [(poison.to_owned(), (0, 50))].into(), ..Errors::default() }
     );
     Ok(())
+}
+
+#[test]
+fn partitions_that_meet_in_the_same_rows_give_way_to_each_other_and_nobody_is_charged() -> Result<()> {
+    const RECORDS: usize = 240;
+    let _machine = servers::in_company();
+    let scenario = Scenario::new(PARTITIONS)?;
+    let mut dice = dice();
+    // Few accounts, in another order in each partition: the partitions' transactions wait for each other in circles.
+    let record = |number: usize| {
+        let account = format!("k{}", dice.usize(..3));
+        let mut record = topics::Kept::new(Some(account.as_bytes()), Some(b"{}"));
+        record.place.partition = number as i32 % PARTITIONS;
+        record
+    };
+    let records: Vec<_> = (0..RECORDS).map(record).collect();
+    topics::produce(&scenario.bootstrap, &scenario.topic, &records)?;
+    let manifest = format!(
+        "topics = [\"{}\"]\n{}[grants]\nsql = [\"main\"]\n",
+        scenario.topic,
+        MANIFEST.replace("[retry]", "[retry]\nattempts_max = 1").replace("deadline = \"2s\"", "deadline = \"20s\"")
+    );
+    let schema = books::schema(Duration::from_millis(2), Duration::ZERO);
+    let handler = Handler::new(&scenario.handler, "ledger", &manifest).migration(&schema);
+    let host = scenario.setup().handler(handler).start()?;
+    scenario.wait_until_committed(DEADLINE)?;
+    let exact = "SELECT count(*) FROM (SELECT DISTINCT record_id FROM entries) AS once";
+    let sum = "SELECT sum(entries)::BIGINT FROM accounts";
+    assert_eq!(scenario.sink.number(exact, &[])?, RECORDS as i64);
+    assert_eq!((booked(&scenario.sink)?, scenario.sink.number(sum, &[])?), (RECORDS, RECORDS as i64));
+    assert_eq!(scenario.dead()?, [], "nobody is charged");
+    let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    wait::until("the server to count its deadlocks", DEADLINE, || {
+        Ok((scenario.sink.number(deadlocks, &[])? > 0).then_some(()))
+    })
+    .with_context(|| host.log())
 }
 
 #[test]

@@ -114,13 +114,22 @@ async fn what_is_nobodys_fault_makes_the_call_wait_and_charges_nobody() {
     let together = Together::new(vec![Ok(AT), Err(away)]).await;
     waits(&together.settle(Ok(vec![ack(1), ack(1)]), 2).await);
     assert_eq!(together.kept().await, (0, None));
+}
 
-    // Two transactions met; whatever the guest made of it, a smaller call is no cure.
-    let mut attempt = together.attempt(2).await;
-    attempt.effects.conflict = Some("deadlock".to_owned());
-    let outcomes = Ok(vec![ack(0), retry(false)]);
-    waits(&together.world.settler.settle_together(&mut attempt, &together.owner, called(outcomes)).await);
-    assert_eq!(together.kept().await, (0, None));
+#[tokio::test]
+async fn two_calls_that_meet_in_the_same_rows_are_halved_and_charge_nobody() {
+    let together = Together::new(vec![]).await;
+    for (records, outcomes) in [(2, vec![ack(0), retry(false)]), (1, vec![dead_letter()])] {
+        let mut attempt = together.attempt(records).await;
+        attempt.effects.conflict = Some("deadlock".to_owned());
+        let settling = together.world.settler.settle_together(&mut attempt, &together.owner, called(Ok(outcomes)));
+        let verdicts = settling.await;
+        match records {
+            1 => assert!(matches!(verdicts[..], [Verdict::Retry { charge: false, .. }]), "{verdicts:?}"),
+            _ => assert_eq!(verdicts, [Verdict::Halve; 2]),
+        }
+        assert_eq!(together.kept().await, (0, None));
+    }
 }
 
 #[tokio::test]
