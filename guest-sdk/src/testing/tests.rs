@@ -87,7 +87,7 @@ fn configuration_secrets_logs_and_sending() -> crate::Result<()> {
 #[test]
 fn a_record_keeps_the_id_that_the_test_gave() {
     fn handle(_: Vec<u8>, record: &crate::Record, ctx: &mut crate::Context) {
-        ctx.emit(Output::bytes("ids", record.id.as_str()));
+        ctx.emit(Output::bytes("ids", record.id()));
     }
     let outcomes = Host::new().call(handle, [record("a"), record("b").with_id("mine"), record("c")]);
     let ids: Vec<_> =
@@ -99,9 +99,9 @@ fn a_record_keeps_the_id_that_the_test_gave() {
 fn the_deliverys_transaction_is_kept_when_every_record_of_a_call_ends_well() -> Result<()> {
     fn book(record: Record) -> Result<()> {
         let tx = sql::current()?;
-        tx.execute("INSERT INTO t VALUES ($1)", params![record.id])?;
+        tx.execute("INSERT INTO t VALUES ($1)", params![record.id()])?;
         assert!(matches!(sql::open("main"), Err(sql::Error::AccessDenied(text)) if text.contains("use `current`")));
-        if record.value.is_some_and(|value| value == b"bad") { dead_letter("bad", "") } else { Ok(()) }
+        if record.value.as_deref() == Some(b"bad".as_slice()) { dead_letter("bad", "") } else { Ok(()) }
     }
     let host = Host::new().sql("main", &["CREATE TABLE t (id TEXT)"]).exactly_once("main");
     host.call(book, [record("a"), record("b")]);
@@ -115,10 +115,10 @@ fn the_deliverys_transaction_is_kept_when_every_record_of_a_call_ends_well() -> 
 fn a_failed_statement_ends_the_deliverys_transaction() -> Result<()> {
     fn swallow(record: Record) -> Result<()> {
         let tx = sql::current()?;
-        tx.execute("INSERT INTO t VALUES ($1)", params![record.id])?;
+        tx.execute("INSERT INTO t VALUES ($1)", params![record.id()])?;
         let failed = tx.execute("INSERT INTO nowhere VALUES (1)", params![]);
         assert!(matches!(failed, Err(sql::Error::Rejected(_))));
-        let after = tx.execute("INSERT INTO t VALUES ($1)", params![record.id]);
+        let after = tx.execute("INSERT INTO t VALUES ($1)", params![record.id()]);
         assert!(matches!(after, Err(sql::Error::TransactionAborted)));
         Ok(())
     }

@@ -11,9 +11,9 @@ fn ready(setup: &Setup) -> Result<(), Refusal> {
 
 #[handler(init = ready)]
 fn handle(record: Record) -> Result<()> {
-    let account = String::from_utf8(record.key.unwrap_or_default())?;
+    let account = str::from_utf8(record.key.as_deref().unwrap_or_default())?;
     let tx = sql::current()?;
-    tx.execute("INSERT INTO entries (record_id, account) VALUES ($1, $2)", params![record.id, account])?;
+    tx.execute("INSERT INTO entries (record_id, account) VALUES ($1, $2)", params![record.id(), account])?;
     tx.execute(
         "INSERT INTO accounts (account, entries) VALUES ($1, 1) \
          ON CONFLICT (account) DO UPDATE SET entries = accounts.entries + 1",

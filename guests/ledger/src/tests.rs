@@ -8,7 +8,7 @@ fn host() -> Host {
 }
 
 fn entry(account: &str) -> Record {
-    record("1").with_key(account)
+    record("1").with_key(account.to_owned())
 }
 
 /// The entries of an account, by its sum and by its rows.
