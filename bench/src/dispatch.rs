@@ -33,12 +33,20 @@ struct Way {
     share: u64,
 }
 
-const WAYS: [Way; 5] = [
+const WAYS: [Way; 7] = [
     Way { contender: "native", label: "native", batch: 1, isolation: "", share: 1 },
     Way { contender: "native", label: "native again (A/A)", batch: 1, isolation: "", share: 1 },
     Way { contender: "tidemill", label: "reuse, batch 100", batch: 100, isolation: "reuse", share: 1 },
     Way { contender: "tidemill", label: "reuse, batch 1", batch: 1, isolation: "reuse", share: 4 },
     Way { contender: "tidemill", label: "record", batch: 1, isolation: "record", share: 20 },
+    Way { contender: "native-transactions", label: "native, transactions", batch: 1, isolation: "", share: 1 },
+    Way {
+        contender: "tidemill-transactions",
+        label: "exactly once, batch 100",
+        batch: 100,
+        isolation: "reuse",
+        share: 1,
+    },
 ];
 
 pub(crate) fn dispatch(quick: bool, json: Option<&Path>) -> Result<()> {
@@ -80,7 +88,7 @@ pub(crate) fn dispatch(quick: bool, json: Option<&Path>) -> Result<()> {
 }
 
 fn line(way: &Way, record_bytes: usize, series: Series) -> Line {
-    let tidemill = way.contender == "tidemill";
+    let tidemill = way.contender.starts_with("tidemill");
     Line {
         case: format!("{record_bytes} B, {}", way.label),
         contender: way.contender,

@@ -426,10 +426,13 @@ mod tests {
                 "topics = [\"t\"]\ndelivery = \"exactly-once\"\n{more}\n[grants]\nsql = [\"main\"]\nkv = [\"seen\"]\nproduce = [\"out\"]"
             )
         };
-        check(&manifest(""), expect![[r#"
+        check(
+            &manifest(""),
+            expect![[r#"
             handler.toml: `grants.sql` holds `main`, which a Kafka transaction does not cover: what is done there is repeated when the record is; take it out, or say effects = "idempotent" if that is harmless
             handler.toml: `grants.kv` holds `seen`, which a Kafka transaction does not cover: what is done there is repeated when the record is; take it out, or say effects = "idempotent" if that is harmless
-        "#]]);
+        "#]],
+        );
         let folder = folder_with(&["h.wasm"]);
         let spec =
             HandlerSpec::parse("h", folder.path(), &manifest("effects = \"idempotent\"")).expect("it is harmless");
@@ -439,12 +442,18 @@ mod tests {
 
     #[test]
     fn the_bounds_of_a_transaction_are_checked() {
-        check("topics = [\"t\"]\nexactly_once.interval = \"1s\"", expect![[r#"
+        check(
+            "topics = [\"t\"]\nexactly_once.interval = \"1s\"",
+            expect![[r#"
             handler.toml: `exactly_once` is set without delivery = "exactly-once"; add that, or leave the table out
-        "#]]);
-        check("topics = [\"t\"]\ndelivery = \"exactly-once\"\n[exactly_once]\ntransaction = \"x\"", expect![[r#"
+        "#]],
+        );
+        check(
+            "topics = [\"t\"]\ndelivery = \"exactly-once\"\n[exactly_once]\ntransaction = \"x\"",
+            expect![[r#"
             handler.toml: `exactly_once.transaction` must be "kafka"
-        "#]]);
+        "#]],
+        );
         check(
             "topics = [\"t\"]\ndelivery = \"exactly-once\"\n[exactly_once]\ninterval = \"1m\"\nrecords_max = 0\n[consumer_properties]\n\"isolation.level\" = \"read_uncommitted\"",
             expect![[r#"

@@ -61,10 +61,12 @@ impl Forwarding {
         topics::produce(&self.bootstrap, &self.from, &kept)
     }
 
-    /// Waits until so many more outputs are seen than by now.
-    fn progress(&mut self, more: usize) -> Result<()> {
+    /// Writes more records, and waits until some outputs are seen that were not before.
+    fn send_and_see(&mut self, records: usize, outputs: usize) -> Result<()> {
         self.follower.catch_up(MOMENT)?;
-        self.seen(self.follower.values.len() + more)
+        let before = self.follower.values.len();
+        self.send(records)?;
+        self.seen(before + outputs)
     }
 
     fn seen(&mut self, outputs: usize) -> Result<()> {
@@ -98,9 +100,12 @@ impl Forwarding {
 
     /// Waits until the group has committed all that was sent.
     fn settle(&self) -> Result<()> {
-        let group = topics::Group::new(&self.bootstrap, &self.group, &self.from)?;
+        let group = wait::until("the broker", DEADLINE, || {
+            Ok(topics::Group::new(&self.bootstrap, &self.group, &self.from).ok())
+        })?;
         wait::until("all records to be committed", DEADLINE, || {
-            let ends = topics::ends(&self.bootstrap, &self.from)?;
+            // A broker that has just come back may not answer yet.
+            let Ok(ends) = topics::ends(&self.bootstrap, &self.from) else { return Ok(None) };
             let committed = group.committed()?;
             Ok(ends.iter().zip(&committed).all(|(end, offset)| offset.unwrap_or(0) == *end).then_some(()))
         })
@@ -141,11 +146,10 @@ fn a_host_that_is_killed_amid_its_transactions_costs_and_repeats_no_output() -> 
     let seed = fastrand::u64(..);
     eprintln!("seed {seed}");
     let mut dice = fastrand::Rng::with_seed(seed);
-    let setup = forwarding.setup(2, "40ms");
+    let setup = forwarding.setup(10, "40ms");
     for _ in 0..KILLS {
         let mut host = setup.start()?;
-        forwarding.send(1_000)?;
-        forwarding.progress(20)?;
+        forwarding.send_and_see(1_500, 20)?;
         thread::sleep(Duration::from_millis(dice.u64(..400)));
         ensure!(forwarding.follower.values.len() < forwarding.sent, "it is killed amid its work");
         host.kill()?;
@@ -161,14 +165,13 @@ fn a_host_that_is_killed_amid_its_transactions_costs_and_repeats_no_output() -> 
 fn a_host_that_takes_over_repeats_no_output() -> Result<()> {
     let _machine = servers::in_company();
     let mut forwarding = Forwarding::new(&servers::kafka())?;
-    let setup = forwarding.setup(2, "100ms");
+    let setup = forwarding.setup(5, "100ms");
     let survivor = setup.start()?;
     let mut victim = setup.start()?;
     forwarding.send(4_000)?;
     wait::until("both hosts to work", DEADLINE, || {
         Ok((transactions(&survivor, "committed")? > 0.0 && transactions(&victim, "committed")? > 0.0).then_some(()))
     })?;
-    forwarding.progress(50)?;
     victim.kill()?;
     forwarding.check()
 }
@@ -177,10 +180,9 @@ fn a_host_that_takes_over_repeats_no_output() -> Result<()> {
 fn a_host_that_stops_in_order_repeats_no_output_and_leaves_no_transaction_open() -> Result<()> {
     let _machine = servers::in_company();
     let mut forwarding = Forwarding::new(&servers::kafka())?;
-    let setup = forwarding.setup(2, "1s");
+    let setup = forwarding.setup(10, "1s");
     let mut host = setup.start()?;
-    forwarding.send(3_000)?;
-    forwarding.progress(100)?;
+    forwarding.send_and_see(3_000, 100)?;
     ensure!(host.terminate(DEADLINE)?.code == Some(0), "it ends in order");
     // What it left is committed: a reader sees the outputs of all that the group has behind it, without waiting for anyone.
     let committed = usize::try_from(forwarding.committed()?)?;
@@ -200,8 +202,7 @@ fn a_host_that_was_frozen_past_its_session_adds_nothing_when_it_wakes() -> Resul
     let mut forwarding = Forwarding::new(&servers::kafka())?;
     let setup = forwarding.setup(5, "200ms");
     let mut frozen = setup.start()?;
-    forwarding.send(3_000)?;
-    forwarding.progress(100)?;
+    forwarding.send_and_see(3_000, 100)?;
     frozen.pause()?;
     let other = setup.start()?;
     forwarding.settle().context("the other host goes on alone")?;
@@ -224,10 +225,9 @@ fn a_broker_that_hangs_around_the_end_of_transactions_tears_none() -> Result<()>
     let seed = fastrand::u64(..);
     eprintln!("seed {seed}");
     let mut dice = fastrand::Rng::with_seed(seed);
-    let host = forwarding.setup(1, "20ms").start()?;
+    let host = forwarding.setup(5, "20ms").start()?;
     for hang in [200, 1_000, 4_000, 20_000] {
-        forwarding.send(1_500)?;
-        forwarding.progress(50)?;
+        forwarding.send_and_see(1_500, 50)?;
         thread::sleep(Duration::from_millis(dice.u64(..200)));
         lab.pause(1)?;
         thread::sleep(Duration::from_millis(hang));
@@ -246,8 +246,7 @@ fn a_host_whose_broker_is_gone_ends_in_time_and_its_next_start_goes_on() -> Resu
     let mut forwarding = Forwarding::new(&lab.bootstrap())?;
     let setup = forwarding.setup(2, "100ms");
     let mut host = setup.clone().ahead("shutdown_deadline = \"15s\"\n").start()?;
-    forwarding.send(2_000)?;
-    forwarding.progress(50)?;
+    forwarding.send_and_see(2_000, 50)?;
     lab.kill(1)?;
     let ended = host.terminate(Duration::from_secs(25))?;
     ensure!(ended.code.is_some(), "it is ended by no signal: {ended:?}");
