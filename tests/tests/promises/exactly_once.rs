@@ -83,9 +83,13 @@ impl Forwarding {
         self.follower.catch_up(Duration::from_secs(1))?;
         let mut last = Follower::new(&self.bootstrap, &self.to)?;
         let wanted = self.sent;
-        wait::until("the last reader", DEADLINE, || {
+        let read = wait::until("the last reader", DEADLINE, || {
             last.catch_up(MOMENT)?;
             Ok((last.values.len() >= wanted).then_some(()))
+        });
+        read.with_context(|| {
+            let ends = topics::ends(&self.bootstrap, &self.to);
+            format!("{:?}; ends {ends:?}", differences(self.sent, &last.values))
         })?;
         last.catch_up(Duration::from_secs(1))?;
         for (reader, values) in [("along the way", &self.follower.values), ("in the end", &last.values)] {
