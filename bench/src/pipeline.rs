@@ -76,11 +76,12 @@ fn spec(run: &Run, folder: &std::path::Path) -> Result<HandlerSpec> {
         _ => "",
     };
     let manifest = format!(
-        "{delivery}topics = [\"{}\"]\ngroup = \"{}\"\nisolation = \"{}\"\nbatch.records_max = {batch}\ngrants.produce = [\"{output}\"]\nconfig.to = \"{output}\"\n",
+        "{delivery}topics = [\"{}\"]\ngroup = \"{}\"\nisolation = \"{}\"\nbatch.records_max = {batch}\ngrants.produce = [\"{output}\"]\nconfig.to = \"{output}\"\nconfig.new_values = \"{new_values}\"\n",
         run.input,
         run.group,
         run.isolation,
         output = run.output,
+        new_values = run.new_values,
     );
     fs::write(folder.join("handler.toml"), manifest)?;
     HandlerSpec::read(&folder).map_err(|problems| anyhow!("{problems:?}"))

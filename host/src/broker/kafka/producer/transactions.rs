@@ -42,14 +42,7 @@ pub struct KafkaTransactions {
     client: Arc<Client>,
     stage: Stage,
     /// The open transaction's records, in the order of sending.
-    sent: Vec<Sent>,
-}
-
-/// Records that were sent by one call.
-struct Sent {
-    batch: Arc<Batch>,
-    /// What their errors are told with; without headers.
-    records: Vec<Outgoing>,
+    sent: Vec<Arc<Batch>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,10 +99,10 @@ impl KafkaTransactions {
     }
 
     /// Whether all records are stored in the transaction.
-    fn check_sent(sent: &[Sent]) -> Result<(), TransactionError> {
+    fn check_sent(sent: &[Arc<Batch>]) -> Result<(), TransactionError> {
         let (mut refused, mut failed, mut place) = (Vec::new(), None, 0);
-        for Sent { batch, records } in sent {
-            for (at, record) in records.iter().enumerate() {
+        for batch in sent {
+            for (at, record) in batch.records().iter().enumerate() {
                 match outcome(record, batch.report(at)) {
                     Ok(_) => {}
                     Err(
@@ -155,21 +148,13 @@ impl Transactions for KafkaTransactions {
             return Ok(());
         }
         self.begin()?;
-        let batch = Batch::new(records.len());
-        let bare = |record: &Outgoing| Outgoing {
-            topic: Arc::clone(&record.topic),
-            partition: record.partition,
-            timestamp_ms: None,
-            key: record.key.clone(),
-            value: record.value.clone(),
-            headers: Vec::new(),
-        };
-        self.sent.push(Sent { batch: Arc::clone(&batch), records: records.iter().map(bare).collect() });
-        let mut unqueued = Unqueued { batch, next: 0, count: records.len() };
+        let batch = Batch::new(records.to_vec());
+        self.sent.push(Arc::clone(&batch));
+        let mut unqueued = Unqueued { batch, next: 0 };
         loop {
             let mut room = pin!(self.client.reported());
             room.as_mut().enable();
-            match self.client.queue(records, &mut unqueued) {
+            match self.client.queue(&mut unqueued) {
                 Queued::All => return Ok(()),
                 Queued::Full => drop(timeout(ROOM_INTERVAL, room).await),
                 Queued::Dead => {
@@ -245,7 +230,7 @@ impl Drop for KafkaTransactions {
 /// The whole commit, on a thread that may wait.
 fn commit(
     client: &Client,
-    sent: &[Sent],
+    sent: &[Arc<Batch>],
     offsets: &[(TopicPartition, Offset)],
     member: &KafkaMember,
 ) -> Result<(), TransactionError> {
