@@ -304,7 +304,7 @@ impl<B: Broker> Fleet<B> {
 
     /// Where the handler's offsets are kept beside its group. That the database is there was checked with the grants.
     fn offsets(&self, spec: &HandlerSpec) -> Option<OffsetStore> {
-        let database = spec.transaction.as_deref()?;
+        let database = spec.database.as_deref()?;
         let sql = self.parts.backends.sql.get(database)?;
         Some(OffsetStore::new(database, Arc::clone(sql)))
     }

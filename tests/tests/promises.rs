@@ -6,6 +6,7 @@ mod promises {
     mod broker;
     mod bytes;
     mod dependency;
+    mod exactly_once;
     mod hostile;
     mod ingest;
     mod means;

@@ -38,7 +38,7 @@ pub struct HandlerSpec {
     /// Most linear memory of an instance, in bytes.
     pub memory_max: usize,
     /// The granted database whose transaction holds what the guest writes and the offset, if that is the guarantee.
-    pub transaction: Option<String>,
+    pub database: Option<String>,
     /// What becomes of failed records.
     pub retry: RetryPolicy,
     /// Where dead letters go; `None`: the record's topic with `.dlq` behind it.
@@ -193,7 +193,7 @@ impl HandlerSpec {
 fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest: Manifest) -> HandlerSpec {
     let concurrency = manifest.concurrency.unwrap_or(CONCURRENCY_DEFAULT);
     let migrations = folder.join("migrations");
-    let (guarantee, transaction) = guarantee::guarantee(&manifest);
+    let (guarantee, database) = guarantee::guarantee(&manifest);
     HandlerSpec {
         name: name.to_owned(),
         folder: folder.to_owned(),
@@ -206,9 +206,10 @@ fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest
                     Start::Earliest => StartAt::Earliest,
                     Start::Latest => StartAt::Latest,
                 },
-                properties: manifest.consumer_properties.clone(),
+                properties: guarantee::properties(&manifest),
             },
             guarantee,
+            transaction: guarantee::limits(&manifest),
             order: match guarantee::order(&manifest) {
                 OrderKey::Key => Order::Key,
                 OrderKey::Partition => Order::Partition,
@@ -219,7 +220,7 @@ fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest
             commit_interval: manifest.commit_interval.map_or(Duration::from_millis(250), |span| span.0),
             drain_deadline: manifest.drain_deadline.map_or(Duration::from_secs(20), |span| span.0),
         },
-        transaction,
+        database,
         isolation: manifest.isolation,
         memory_max: manifest.limits.memory.map_or(MEMORY_DEFAULT, |size| size.0),
         retry,
@@ -426,7 +427,7 @@ mod tests {
         let manifest = "topics = [\"t\"]\ndelivery = \"exactly-once\"\nexactly_once.transaction = \"sql.main\"\ngrants.sql = [\"main\"]";
         let spec = HandlerSpec::parse("h", folder.path(), manifest).expect("valid");
         assert_eq!((spec.consumer.guarantee, spec.consumer.order), (Guarantee::SqlTransaction, Order::Partition));
-        assert_eq!(spec.transaction.as_deref(), Some("main"));
+        assert_eq!(spec.database.as_deref(), Some("main"));
         check(
             "topics = [\"t\"]\ndelivery = \"exactly-once\"\norder = \"key\"\n[exactly_once]\ntransaction = \"sql.main\"",
             expect![[r#"
@@ -437,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_transaction_does_not_cover_is_refused_unless_the_operator_says_that_it_may_be_repeated() {
+    fn what_a_database_s_transaction_does_not_cover_is_refused_unless_the_operator_says_that_it_may_be_repeated() {
         let manifest = |more: &str| {
             format!(
                 "topics = [\"t\"]\ndelivery = \"exactly-once\"\n{more}\n[exactly_once]\ntransaction = \"sql.main\"\n\
@@ -455,6 +456,57 @@ mod tests {
         let folder = folder_with(&["h.wasm"]);
         let said = HandlerSpec::parse("h", folder.path(), &manifest("effects = \"idempotent\""));
         assert!(said.is_ok(), "{said:?}");
+        check(
+            "topics = [\"t\"]\ndelivery = \"exactly-once\"\n[exactly_once]\ntransaction = \"sql.main\"\ninterval = \"1s\"\n[grants]\nsql = [\"main\"]",
+            expect![[r#"
+                handler.toml: `exactly_once` has bounds of a Kafka transaction; one of a database has those of a call, `batch.records_max` and `batch.bytes_max`
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_kafka_transaction_refuses_what_it_does_not_cover_unless_the_operator_says_that_it_may_be_repeated() {
+        let manifest = |more: &str| {
+            format!(
+                "topics = [\"t\"]\ndelivery = \"exactly-once\"\n{more}\n[grants]\nsql = [\"main\"]\nkv = [\"seen\"]\nproduce = [\"out\"]"
+            )
+        };
+        check(
+            &manifest(""),
+            expect![[r#"
+            handler.toml: `grants.sql` holds `main`, which a Kafka transaction does not cover: what is done there is repeated when the record is; take it out, or say effects = "idempotent" if that is harmless
+            handler.toml: `grants.kv` holds `seen`, which a Kafka transaction does not cover: what is done there is repeated when the record is; take it out, or say effects = "idempotent" if that is harmless
+        "#]],
+        );
+        let folder = folder_with(&["h.wasm"]);
+        let spec =
+            HandlerSpec::parse("h", folder.path(), &manifest("effects = \"idempotent\"")).expect("it is harmless");
+        assert_eq!(spec.consumer.guarantee, Guarantee::KafkaTransaction);
+        assert_eq!(spec.consumer.subscription.properties["isolation.level"], "read_committed");
+    }
+
+    #[test]
+    fn the_bounds_of_a_transaction_are_checked() {
+        check(
+            "topics = [\"t\"]\nexactly_once.interval = \"1s\"",
+            expect![[r#"
+            handler.toml: `exactly_once` is set without delivery = "exactly-once"; add that, or leave the table out
+        "#]],
+        );
+        check(
+            "topics = [\"t\"]\ndelivery = \"exactly-once\"\n[exactly_once]\ntransaction = \"x\"",
+            expect![[r#"
+            handler.toml: `exactly_once.transaction` must be "kafka", or "sql.NAME" with NAME one of `grants.sql`
+        "#]],
+        );
+        check(
+            "topics = [\"t\"]\ndelivery = \"exactly-once\"\n[exactly_once]\ninterval = \"1m\"\nrecords_max = 0\n[consumer_properties]\n\"isolation.level\" = \"read_uncommitted\"",
+            expect![[r#"
+                handler.toml: `exactly_once.interval` must be between 1ms and 5s: whoever reads the outputs waits for it, and the broker gives up a transaction that stays open
+                handler.toml: `exactly_once.records_max` is 0; use at least 1, or leave the key out for the default
+                handler.toml: `consumer_properties` sets `isolation.level`, which can only be `read_committed` with a Kafka transaction; leave it out
+            "#]],
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tidemill_core::partition::Verdict;
 use tidemill_core::retry::Class;
 
-use super::{Failure, Settler, output_failure};
+use super::{Failure, Settlement, Settler, output_failure};
 use crate::attempt::{Attempt, Committed, Ownership};
 use crate::broker::{Outgoing, WhenFull};
 use crate::guest::{Called, Outcome, Reason};
@@ -33,10 +33,10 @@ impl Settler {
     /// otherwise rolls back, and has the call halved until the record that failed is alone.
     ///
     /// Waits for as long as it takes to know how a commit ended, and to store the offset of a dead letter.
-    pub async fn settle_together(&self, attempt: &mut Attempt, owner: &Ownership, called: Called) -> Vec<Verdict> {
+    pub async fn settle_together(&self, attempt: &mut Attempt, owner: &Ownership, called: Called) -> Settlement {
         self.count(attempt, &called);
         let revision = Arc::clone(&called.revision);
-        match self.together(attempt, owner, called).await {
+        let verdicts = match self.together(attempt, owner, called).await {
             Ok(()) => vec![Verdict::Settled; attempt.records.len()],
             Err(trouble) => {
                 if let Some(open) = attempt.effects.open.take() {
@@ -44,7 +44,8 @@ impl Settler {
                 }
                 self.rolled_back(attempt, owner, &revision, trouble).await
             }
-        }
+        };
+        Settlement { verdicts, produced: Vec::new() }
     }
 
     async fn together(&self, attempt: &mut Attempt, owner: &Ownership, called: Called) -> Result<(), Trouble> {
@@ -103,7 +104,7 @@ impl Settler {
             }
         };
         let mut verdicts = vec![Verdict::Untouched; records];
-        let mut first = self.failed(attempt, revision, 0, &failure).await;
+        let mut first = self.failed(attempt, revision, 0, &failure, &mut Vec::new()).await;
         if first == Verdict::Settled && !self.stored_alone(attempt, owner).await {
             first = Verdict::Untouched;
         }

@@ -40,7 +40,7 @@ impl Together {
 
     async fn settle(&self, outcomes: Result<Vec<Outcome>, CallError>, records: usize) -> Vec<Verdict> {
         let mut attempt = self.attempt(records).await;
-        self.world.settler.settle_together(&mut attempt, &self.owner, called(outcomes)).await
+        self.world.settler.settle_together(&mut attempt, &self.owner, called(outcomes)).await.verdicts
     }
 
     /// The rows that last, and the offset.
@@ -123,7 +123,7 @@ async fn two_calls_that_meet_in_the_same_rows_are_halved_and_charge_nobody() {
         let mut attempt = together.attempt(records).await;
         attempt.effects.conflict = Some("deadlock".to_owned());
         let settling = together.world.settler.settle_together(&mut attempt, &together.owner, called(Ok(outcomes)));
-        let verdicts = settling.await;
+        let verdicts = settling.await.verdicts;
         match records {
             1 => assert!(matches!(verdicts[..], [Verdict::Retry { charge: false, .. }]), "{verdicts:?}"),
             _ => assert_eq!(verdicts, [Verdict::Halve; 2]),
@@ -140,7 +140,7 @@ async fn a_transaction_that_a_swallowed_error_ended_is_not_taken_for_a_good_one(
     let failed = open.delivery().execute("INSERT INTO nowhere VALUES (1)".to_owned(), vec![]).await;
     assert!(matches!(failed, Err(SqlError::Rejected(_))));
     let verdicts =
-        together.world.settler.settle_together(&mut attempt, &together.owner, called(Ok(vec![ack(0)]))).await;
+        together.world.settler.settle_together(&mut attempt, &together.owner, called(Ok(vec![ack(0)]))).await.verdicts;
     assert!(matches!(verdicts[..], [Verdict::Retry { charge: true, .. }]), "{verdicts:?}");
     assert_eq!(together.kept().await, (0, None));
 }
