@@ -16,6 +16,7 @@ use std::time::Duration;
 use tidemill_core::lanes::Order;
 use tidemill_core::partition::Bounds;
 use tidemill_core::record::TopicPartition;
+use tidemill_core::transaction::Limits;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -23,8 +24,11 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::budget::Budget;
 use self::commit::Committer;
+pub use self::commit::database::OffsetStore;
+use self::commit::database::TakenOver;
+use self::commit::transaction::Transactor;
 pub use self::progress::{Membership, PartitionView, Progress};
-use crate::attempt::Guarantee;
+use crate::attempt::{Guarantee, Ownership};
 use crate::broker::{Broker, CommitError, Consumer, ConsumerEvent, Subscription};
 use crate::fault::Fault;
 use crate::guest::Handler;
@@ -50,6 +54,8 @@ pub struct Config {
     pub call_deadline: Duration,
     /// How often the frontier is committed while it moves.
     pub commit_interval: Duration,
+    /// The bounds of a transaction, where the guarantee is one on Kafka.
+    pub transaction: Limits,
     /// How long calls in hand may take when a partition is revoked or the handler stops.
     pub drain_deadline: Duration,
 }
@@ -60,8 +66,12 @@ pub struct Group<B: Broker> {
     config: Config,
     parts: Arc<Parts>,
     membership: Arc<Membership>,
+    /// Where offsets are kept beside the group, under [`Guarantee::SqlTransaction`].
+    offsets: Option<OffsetStore>,
     /// The assignments of this host, by partition.
     assigned: BTreeMap<TopicPartition, Assigned>,
+    /// Commits instead of the group, where outputs and offsets belong together; runs as long as the handler.
+    transactor: Option<Transactor<B>>,
     /// Counts assignments.
     epoch: u64,
     /// Earlier assignments whose progress is still committed: empty, unless the host is broken on purpose.
@@ -84,6 +94,8 @@ struct Parts {
 struct Assigned {
     progress: Arc<Progress>,
     revoked: CancellationToken,
+    /// The hold on the database's row.
+    owner: Option<Arc<Ownership>>,
     task: JoinHandle<()>,
 }
 
@@ -111,17 +123,39 @@ impl<B: Broker> Group<B> {
     ) -> Self {
         let slots = Arc::new(Semaphore::new(config.concurrency.max(1)));
         let parts = Arc::new(Parts { handler, settler, metrics, slots, budget, commit_wanted: Notify::new() });
-        Self { broker, config, parts, membership, assigned: BTreeMap::new(), epoch: 0, stale: Vec::new() }
+        Self {
+            broker,
+            config,
+            parts,
+            membership,
+            offsets: None,
+            assigned: BTreeMap::new(),
+            transactor: None,
+            epoch: 0,
+            stale: Vec::new(),
+        }
+    }
+
+    /// The same, for [`Guarantee::SqlTransaction`]: offsets are kept in this database, together with what the guest writes.
+    pub fn keeping_offsets_in(self, offsets: OffsetStore) -> Self {
+        Self { offsets: Some(offsets), ..self }
     }
 
     /// Joins the group and consumes until `stop`; then drains, commits and leaves. Joins again when the client fails.
     pub async fn run(mut self, stop: CancellationToken) {
+        if self.config.guarantee == Guarantee::KafkaTransaction {
+            let (group, limits) = (&self.config.subscription.group, self.config.transaction.clone());
+            self.transactor = Some(Transactor::start(self.broker.clone(), group, limits, Arc::clone(&self.parts)));
+        }
         while !stop.is_cancelled() {
             let end = match self.broker.consumer(&self.config.subscription) {
                 Ok(consumer) => self.member(consumer, &stop).await,
                 Err(error) => End::Failed(error.to_string()),
             };
             let End::Failed(cause) = end else { break };
+            if stop.is_cancelled() {
+                break;
+            }
             self.membership.failed(&cause);
             tracing::error!(group = self.config.subscription.group, cause, "the consumer failed and joins again");
             tokio::select! {
@@ -129,12 +163,18 @@ impl<B: Broker> Group<B> {
                 () = stop.cancelled() => {}
             }
         }
+        if let Some(transactor) = self.transactor.take() {
+            transactor.end().await;
+        }
         self.membership.left();
     }
 
     /// One membership, from joining to leaving.
     async fn member(&mut self, mut consumer: B::Consumer, stop: &CancellationToken) -> End {
         self.membership.joining();
+        if let Some(transactor) = &self.transactor {
+            transactor.joined(consumer.member());
+        }
         let mut committer = Committer::new(&self.config, Arc::clone(&self.parts.metrics));
         let mut tick = tokio::time::interval(self.config.commit_interval);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -145,11 +185,16 @@ impl<B: Broker> Group<B> {
                 () = self.parts.commit_wanted.notified() => committer.start(&consumer, self.frontiers()),
                 () = stop.cancelled() => break End::Stopped,
                 event = consumer.next_event() => {
-                    if let Err(cause) = self.on_event(&mut consumer, &mut committer, event).await {
+                    if let Err(cause) = self.on_event(&mut consumer, &mut committer, event, stop).await {
                         break End::Failed(cause);
                     }
                 }
-                _ = tick.tick() => committer.start(&consumer, self.frontiers()),
+                _ = tick.tick() => {
+                    if let Some(cause) = self.fenced_for_long() {
+                        break End::Failed(cause);
+                    }
+                    committer.start(&consumer, self.frontiers());
+                }
             }
         };
         let all: Vec<TopicPartition> = self.assigned.keys().cloned().collect();
@@ -174,11 +219,12 @@ impl<B: Broker> Group<B> {
         consumer: &mut B::Consumer,
         committer: &mut Committer,
         event: ConsumerEvent,
+        stop: &CancellationToken,
     ) -> Result<(), String> {
         match event {
             ConsumerEvent::Assigned(partitions) => {
                 self.parts.metrics.rebalances(Rebalance::Assigned).inc();
-                self.assign(consumer, &partitions).await?;
+                self.assign(consumer, &partitions, stop).await?;
             }
             ConsumerEvent::Revoked(partitions) => {
                 self.parts.metrics.rebalances(Rebalance::Revoked).inc();
@@ -200,8 +246,17 @@ impl<B: Broker> Group<B> {
         Ok(())
     }
 
-    async fn assign(&mut self, consumer: &mut B::Consumer, partitions: &[TopicPartition]) -> Result<(), String> {
-        let readers = consumer.start(partitions).await.map_err(|error| error.to_string())?;
+    async fn assign(
+        &mut self,
+        consumer: &mut B::Consumer,
+        partitions: &[TopicPartition],
+        stop: &CancellationToken,
+    ) -> Result<(), String> {
+        let TakenOver { mut owners, places } = tokio::select! {
+            taken = self.take_over(partitions) => taken?,
+            () = stop.cancelled() => return Err("the handler stops while partitions are assigned".to_owned()),
+        };
+        let readers = consumer.start(partitions, &places).await.map_err(|error| error.to_string())?;
         let group = &self.config.subscription.group;
         if partitions.is_empty() {
             tracing::info!(group, "joined; there is no partition for this host for now");
@@ -212,19 +267,43 @@ impl<B: Broker> Group<B> {
             self.epoch += 1;
             let progress = Arc::new(Progress::new(from.clone(), self.epoch));
             let revoked = CancellationToken::new();
+            let owner = owners.remove(&from);
+            let outbox = self.transactor.as_ref().map(|transactor| transactor.assigned(&progress));
             let task = partition::spawn(
                 Arc::clone(&self.parts),
                 self.config.clone(),
                 reader,
                 Arc::clone(&progress),
-                self.membership.pauses(),
+                partition::Ties { owner: owner.clone(), outbox, paused: self.membership.pauses() },
                 revoked.clone(),
             );
             self.membership.assigned(Arc::clone(&progress));
-            self.assigned.insert(from, Assigned { progress, revoked, task });
+            self.assigned.insert(from, Assigned { progress, revoked, owner, task });
         }
         self.membership.joined();
         Ok(())
+    }
+
+    /// Takes the database's rows of partitions over, where offsets are kept in one.
+    async fn take_over(&self, partitions: &[TopicPartition]) -> Result<TakenOver, String> {
+        let Some(offsets) = &self.offsets else { return Ok(TakenOver::default()) };
+        let group = &self.config.subscription.group;
+        offsets.take_over(&self.broker, group, partitions, self.config.call_deadline).await
+    }
+
+    /// Whether a partition is this host's by the group and for long has not been by the database: then only taking it over
+    /// again helps. A host that was left behind hears from the group before that.
+    fn fenced_for_long(&self) -> Option<String> {
+        let grace = self.offsets.as_ref()?.fenced_grace;
+        let fenced = |assigned: &&Assigned| {
+            let since = assigned.owner.as_ref().and_then(|owner| owner.fenced_since());
+            since.is_some_and(|since| since.elapsed() >= grace)
+        };
+        let assigned = self.assigned.values().find(fenced)?;
+        Some(format!(
+            "somebody else has taken {} over in the database; is a host of another cluster in this group?",
+            assigned.progress.from
+        ))
     }
 
     /// Stops partitions the good way: calls in hand finish or are stopped at the deadline, then the frontier is committed.
@@ -251,17 +330,25 @@ impl<B: Broker> Group<B> {
         tracing::info!(group = self.config.subscription.group, took = ?started.elapsed(), "partitions are drained");
         // At most once, all that was asked for is confirmed by now, or must not be.
         let behind = self.config.guarantee != Guarantee::AtMostOnce;
-        let frontiers = leaving.iter().filter(|_| behind).filter_map(|assigned| assigned.progress.frontier()).collect();
-        let last = committer.finish(consumer, frontiers);
+        let last = async {
+            match &self.transactor {
+                Some(transactor) => transactor.finish(partitions).await,
+                None => {
+                    let frontiers = leaving.iter().filter(|_| behind).filter_map(Assigned::frontier).collect();
+                    committer.finish(consumer, frontiers).await;
+                }
+            }
+        };
         if tokio::time::timeout(LAST_COMMIT_DEADLINE, last).await.is_err() {
             tracing::warn!(partitions = %names(partitions), "the last commit was not confirmed in time; up to what was not committed is delivered again");
         }
+        self.forget(partitions);
         for assigned in leaving {
             self.membership.released(&assigned.progress);
         }
     }
 
-    /// Waits for a partition's task, and commits meanwhile: at most once, the task waits for that.
+    /// Waits for a partition's task. At most once, the task waits for commits in turn, which go on meanwhile.
     async fn ended(
         &self,
         consumer: &mut B::Consumer,
@@ -269,13 +356,18 @@ impl<B: Broker> Group<B> {
         all: &[Arc<Progress>],
         task: &mut JoinHandle<()>,
     ) {
+        if self.config.guarantee != Guarantee::AtMostOnce {
+            // What became of it is the caller's to see.
+            let _ended = task.await;
+            return;
+        }
         let frontiers = || all.iter().filter_map(Progress::frontier).collect();
         let mut tick = tokio::time::interval(self.config.commit_interval);
         loop {
             tokio::select! {
                 biased;
                 result = committer.confirmed() => {
-                    if committer.on_confirmed(result) && self.config.guarantee == Guarantee::AtMostOnce {
+                    if committer.on_confirmed(result) {
                         committer.start(&*consumer, frontiers());
                     }
                 }
@@ -315,8 +407,16 @@ impl<B: Broker> Group<B> {
         }
     }
 
+    /// Lets nothing of partitions enter a transaction any more.
+    fn forget(&self, partitions: &[TopicPartition]) {
+        if let Some(transactor) = &self.transactor {
+            transactor.forget(partitions);
+        }
+    }
+
     /// Drops the work of partitions that are not ours any more: no commit.
     async fn abandon(&mut self, partitions: &[TopicPartition]) {
+        self.forget(partitions);
         for from in partitions {
             if let Some(mut assigned) = self.assigned.remove(from) {
                 if Fault::IgnoreEpoch.is_on() {
@@ -336,8 +436,20 @@ impl<B: Broker> Group<B> {
 
     /// What the current assignments may commit, with their epochs.
     fn frontiers(&self) -> Vec<progress::Frontier> {
+        // What is in a transaction is committed by it alone.
+        if self.transactor.is_some() && !Fault::OffsetsOutsideTransaction.is_on() {
+            return Vec::new();
+        }
         let stale = self.stale.iter().filter(|stale| stale.task.is_finished());
-        stale.chain(self.assigned.values()).filter_map(|assigned| assigned.progress.frontier()).collect()
+        stale.chain(self.assigned.values()).filter_map(Assigned::frontier).collect()
+    }
+}
+
+impl Assigned {
+    /// What it may commit: nothing once somebody else owns the partition.
+    fn frontier(&self) -> Option<progress::Frontier> {
+        let fenced = self.owner.as_ref().is_some_and(|owner| owner.fenced_since().is_some());
+        if fenced { None } else { self.progress.frontier() }
     }
 }
 

@@ -12,7 +12,30 @@ pub(crate) enum Fault {
     IgnoreEpoch,
     /// Records that come while the partition's queue is full are dropped.
     DropOnFull,
+    /// Offsets are committed up to the highest settled record, past records that are not settled.
+    CommitPastGap,
+    /// Offsets are committed beside the transaction that their outputs are in, and before it.
+    OffsetsOutsideTransaction,
+    /// What a transaction held is sent again at once when nobody knows whether it was committed.
+    NewTransactionAfterUnknown,
+    /// A delivery's offset is stored beside its transaction, and a moment later.
+    OffsetApart,
+    /// An offset is stored in the database whoever owns its row.
+    IgnoreFence,
 }
+
+/// All of them.
+#[cfg(feature = "fault-injection")]
+const ALL: [Fault; 8] = [
+    Fault::CommitBeforeSuccess,
+    Fault::IgnoreEpoch,
+    Fault::DropOnFull,
+    Fault::CommitPastGap,
+    Fault::OffsetsOutsideTransaction,
+    Fault::NewTransactionAfterUnknown,
+    Fault::OffsetApart,
+    Fault::IgnoreFence,
+];
 
 impl Fault {
     /// Whether this host was told to break it.
@@ -22,11 +45,14 @@ impl Fault {
 
         static CHOSEN: LazyLock<Option<Fault>> = LazyLock::new(|| {
             let name = std::env::var("TIDEMILL_FAULT").ok()?;
-            let all = [Fault::CommitBeforeSuccess, Fault::IgnoreEpoch, Fault::DropOnFull];
-            let chosen = all.into_iter().find(|fault| fault.name() == name);
+            let chosen = ALL.into_iter().find(|fault| fault.name() == name);
             tracing::error!(name, known = chosen.is_some(), "this host is broken on purpose");
             chosen
         });
+        #[cfg(test)]
+        if tests::CHOSEN.get() == Some(self) {
+            return true;
+        }
         *CHOSEN == Some(self)
     }
 
@@ -42,6 +68,28 @@ impl Fault {
             Fault::CommitBeforeSuccess => "commit-before-success",
             Fault::IgnoreEpoch => "ignore-epoch",
             Fault::DropOnFull => "drop-on-full",
+            Fault::CommitPastGap => "commit-past-gap",
+            Fault::OffsetsOutsideTransaction => "offsets-outside-transaction",
+            Fault::NewTransactionAfterUnknown => "new-transaction-after-unknown",
+            Fault::OffsetApart => "offset-apart",
+            Fault::IgnoreFence => "ignore-fence",
         }
+    }
+}
+
+/// A test on a runtime of one thread breaks its own host only.
+#[cfg(all(test, feature = "fault-injection"))]
+pub(crate) mod tests {
+    use std::cell::Cell;
+
+    use super::Fault;
+
+    thread_local! {
+        pub(super) static CHOSEN: Cell<Option<Fault>> = const { Cell::new(None) };
+    }
+
+    /// Breaks this thread's host from now on.
+    pub(crate) fn choose(fault: Option<Fault>) {
+        CHOSEN.set(fault);
     }
 }

@@ -28,7 +28,7 @@ use self::stamp::Stamp;
 use self::watch::Watch;
 use crate::broker::{Admin, Broker, Producer};
 use crate::config::manifest::{self, HandlerSpec};
-use crate::consumer::{Budget, Group};
+use crate::consumer::{Budget, Group, OffsetStore};
 use crate::guest::live::LiveHandler;
 use crate::guest::{Backends, Engine};
 use crate::metrics::Metrics;
@@ -296,7 +296,7 @@ impl<B: Broker> Fleet<B> {
                 "the handler is paused, as an operator wants it; `tidemill resume {name}` lets it go on"
             );
         }
-        let group = Group::new(
+        let mut group = Group::new(
             self.parts.broker.clone(),
             spec.consumer.clone(),
             Arc::clone(&running.live) as Arc<dyn crate::guest::Handler>,
@@ -305,6 +305,9 @@ impl<B: Broker> Fleet<B> {
             membership,
             Arc::clone(&self.parts.budget),
         );
+        if let Some(offsets) = self.offsets(spec) {
+            group = group.keeping_offsets_in(offsets);
+        }
         let lookout = Lookout {
             spec: spec.clone(),
             dead_letters,
@@ -338,6 +341,13 @@ impl<B: Broker> Fleet<B> {
             return Some(Arc::clone(self.admin.get_or_init(|| admin)));
         }
         self.admin.get().cloned()
+    }
+
+    /// Where the handler's offsets are kept beside its group. That the database is there was checked with the grants.
+    fn offsets(&self, spec: &HandlerSpec) -> Option<OffsetStore> {
+        let database = spec.database.as_deref()?;
+        let sql = self.parts.backends.sql.get(database)?;
+        Some(OffsetStore::new(database, Arc::clone(sql)))
     }
 
     async fn stop_all(&self) {

@@ -18,6 +18,7 @@ use families::Families;
 pub use families::HeldBytes;
 pub use handler::{
     CommitResult, HandlerMetrics, HostCallResult, OutcomeKind, PartitionMetrics, Rebalance, RevisionMetrics,
+    TransactionResult,
 };
 pub use ingest::{InFlight, IngestMetrics};
 

@@ -96,16 +96,26 @@ impl Setup {
         Setup { configuration, ..Setup::default() }
     }
 
+    /// A host with a log of its own in this folder, and ingest of these topics.
+    pub fn on_embedded(log: &Path, ingest_topics: &[&str]) -> Setup {
+        let configuration = format!(
+            "[broker]\nkind = \"embedded\"\npath = \"{}\"\n\n[ingest]\nlisten = \"127.0.0.1:0\"\ntopics = {ingest_topics:?}\n\n\
+             [admin]\nlisten = \"127.0.0.1:0\"\n\n[handlers]\nfolder = \"handlers\"\n",
+            log.display()
+        );
+        Setup { configuration, ..Setup::default() }
+    }
+
     /// The same with more of tidemill.toml.
     pub fn with(mut self, configuration: &str) -> Setup {
         self.configuration.push_str(configuration);
         self
     }
 
-    /// The same with what it writes for itself in this folder, for hosts one after another.
-    pub fn state(self, folder: &Path) -> Setup {
-        let configuration = format!("state = \"{}\"\n\n{}", folder.display(), self.configuration);
-        Setup { configuration, ..self }
+    /// The same with more at the beginning of tidemill.toml, where its first keys are.
+    pub fn ahead(mut self, configuration: &str) -> Setup {
+        self.configuration.insert_str(0, configuration);
+        self
     }
 
     /// The same with a PostgreSQL database, `main` to its guests.

@@ -124,6 +124,40 @@ pub fn read(bootstrap: &str, topic: &str) -> Result<Vec<Kept>> {
     Ok(kept)
 }
 
+/// Follows a topic from its beginning, as far as transactions are committed, and hears of each record once.
+pub struct Follower {
+    consumer: BaseConsumer,
+    /// The values so far, in the order in which they came.
+    pub values: Vec<Vec<u8>>,
+}
+
+impl Follower {
+    /// Begins at the first record.
+    pub fn new(bootstrap: &str, topic: &str) -> Result<Follower> {
+        let mut config = config(bootstrap);
+        config.set("group.id", "follower").set("isolation.level", "read_committed");
+        let consumer: BaseConsumer = config.create()?;
+        let mut assignment = TopicPartitionList::new();
+        for partition in 0..partitions(&consumer, topic)? {
+            assignment.add_partition_offset(topic, partition, Offset::Beginning)?;
+        }
+        consumer.assign(&assignment)?;
+        Ok(Follower { consumer, values: Vec::new() })
+    }
+
+    /// Takes in what comes until a moment passes without a record.
+    pub fn catch_up(&mut self, moment: Duration) -> Result<()> {
+        while let Some(polled) = self.consumer.poll(moment) {
+            match polled {
+                Ok(message) => self.values.push(message.payload().unwrap_or_default().to_vec()),
+                Err(error) if is_passing(&error) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The end offset of each partition.
 pub fn ends(bootstrap: &str, topic: &str) -> Result<Vec<i64>> {
     let consumer: BaseConsumer = config(bootstrap).create()?;

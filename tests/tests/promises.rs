@@ -1,10 +1,12 @@
 //! The promises that Tidemill makes, each a test with its name, on real servers and through the real binary.
 
 mod promises {
+    mod books;
     mod broken;
     mod broker;
     mod bytes;
     mod dependency;
+    mod exactly_once;
     mod groups;
     mod hostile;
     mod ingest;

@@ -12,3 +12,4 @@ pub mod partition;
 pub mod record;
 pub mod retry;
 pub mod revisions;
+pub mod transaction;

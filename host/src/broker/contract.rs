@@ -19,11 +19,13 @@ mod member;
 mod reading;
 mod records;
 mod topics;
+mod transactions;
 
 pub use groups::*;
 pub use reading::*;
 pub use records::*;
 pub use topics::*;
+pub use transactions::*;
 
 /// Bounds each wait: a promise that takes longer is broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(45);
@@ -53,6 +55,7 @@ macro_rules! broker_contract {
             a_group_starts_at_the_oldest_record
             a_group_can_start_at_the_next_record
             a_group_goes_on_where_it_committed
+            a_partition_starts_where_it_is_told
             groups_do_not_disturb_each_other
             a_topic_may_be_made_after_the_subscription
             a_member_with_nothing_to_read_hears_that_it_has_joined
@@ -69,6 +72,11 @@ macro_rules! broker_contract {
             an_unknown_topic_is_named
             offsets_are_found_by_time
             records_are_read_outside_of_groups
+            a_transaction_keeps_records_and_offsets_together_or_neither
+            an_earlier_owner_of_an_id_is_fenced
+            a_dropped_transaction_leaves_nothing
+            a_member_commits_only_what_it_holds
+            a_refused_record_is_named_and_the_rest_can_be_sent_again
         }
     };
     (@each $setup:path, $prefix:literal: $($promise:ident)*) => { $(

@@ -18,7 +18,8 @@ mod producer;
 mod reader;
 
 pub use self::config::{Acks, Config, TopicConfig};
-pub use self::consumer::KafkaConsumer;
+pub use self::consumer::{KafkaConsumer, KafkaMember};
+pub use self::producer::transactions::KafkaTransactions;
 use self::producer::{ByTopic, KafkaProducer};
 pub use self::reader::PartitionReader;
 
@@ -38,6 +39,7 @@ impl Kafka {
 
 impl Broker for Kafka {
     type Consumer = KafkaConsumer;
+    type Transactions = KafkaTransactions;
 
     fn consumer(&self, subscription: &Subscription) -> Result<KafkaConsumer, BrokerError> {
         KafkaConsumer::join(&self.config, subscription)
@@ -58,6 +60,10 @@ impl Broker for Kafka {
             }
         }
         Ok(if weaker.is_empty() { Arc::new(usual) } else { Arc::new(ByTopic::new(usual, weaker)) })
+    }
+
+    fn transactions(&self, id: &str, properties: &BTreeMap<String, String>) -> Result<KafkaTransactions, BrokerError> {
+        KafkaTransactions::new(&self.config.transactions(id, properties)?)
     }
 
     fn admin(&self) -> Result<Arc<dyn Admin>, BrokerError> {

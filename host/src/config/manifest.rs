@@ -1,5 +1,7 @@
 //! A handler's manifest, `handler.toml` in the handler's folder → [`HandlerSpec`], checked.
 
+mod guarantee;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,9 +13,9 @@ use tidemill_core::partition::Bounds;
 use tidemill_core::record::is_topic_name;
 use tidemill_core::retry::RetryPolicy;
 
+use self::guarantee::{Delivery, Effects, ExactlyOnce};
 use super::Problem;
 use super::units::{self, Size, Span};
-use crate::attempt::Guarantee;
 use crate::broker::{StartAt, Subscription};
 use crate::consumer;
 
@@ -35,6 +37,8 @@ pub struct HandlerSpec {
     pub isolation: Isolation,
     /// Most linear memory of an instance, in bytes.
     pub memory_max: usize,
+    /// The granted database whose transaction holds what the guest writes and the offset, if that is the guarantee.
+    pub database: Option<String>,
     /// What becomes of failed records.
     pub retry: RetryPolicy,
     /// Where dead letters go; `None`: the record's topic with `.dlq` behind it.
@@ -69,7 +73,9 @@ struct Manifest {
     #[serde(default)]
     delivery: Delivery,
     #[serde(default)]
-    order: OrderKey,
+    exactly_once: ExactlyOnce,
+    effects: Option<Effects>,
+    order: Option<OrderKey>,
     #[serde(default)]
     isolation: Isolation,
     concurrency: Option<usize>,
@@ -94,18 +100,9 @@ struct Manifest {
     consumer_properties: BTreeMap<String, String>,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "kebab-case")]
-enum Delivery {
-    AtMostOnce,
-    #[default]
-    AtLeastOnce,
-}
-
-#[derive(Deserialize, Default)]
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 enum OrderKey {
-    #[default]
     Key,
     Partition,
     Unordered,
@@ -200,6 +197,7 @@ impl HandlerSpec {
 fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest: Manifest) -> HandlerSpec {
     let concurrency = manifest.concurrency.unwrap_or(CONCURRENCY_DEFAULT);
     let migrations = folder.join("migrations");
+    let (guarantee, database) = guarantee::guarantee(&manifest);
     HandlerSpec {
         name: name.to_owned(),
         folder: folder.to_owned(),
@@ -212,13 +210,11 @@ fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest
                     Start::Earliest => StartAt::Earliest,
                     Start::Latest => StartAt::Latest,
                 },
-                properties: manifest.consumer_properties.clone(),
+                properties: guarantee::properties(&manifest),
             },
-            guarantee: match manifest.delivery {
-                Delivery::AtMostOnce => Guarantee::AtMostOnce,
-                Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
-            },
-            order: match manifest.order {
+            guarantee,
+            transaction: guarantee::limits(&manifest),
+            order: match guarantee::order(&manifest) {
                 OrderKey::Key => Order::Key,
                 OrderKey::Partition => Order::Partition,
                 OrderKey::Unordered => Order::Unordered,
@@ -230,6 +226,7 @@ fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest
             commit_interval: manifest.commit_interval.map_or(Duration::from_millis(250), |span| span.0),
             drain_deadline: manifest.drain_deadline.map_or(Duration::from_secs(20), |span| span.0),
         },
+        database,
         isolation: manifest.isolation,
         memory_max: manifest.limits.memory.map_or(MEMORY_DEFAULT, |size| size.0),
         retry,
@@ -329,9 +326,10 @@ impl Check<'_> {
                 "is more than 1, but isolation = \"record\" calls with one record; leave one of the two out",
             );
         }
-        if manifest.buffer.ahead_max.is_some() && !matches!(manifest.delivery, Delivery::AtMostOnce) {
+        if manifest.buffer.ahead_max.is_some() && manifest.delivery != Delivery::AtMostOnce {
             self.wrong("buffer.ahead_max", "is of use with delivery = \"at-most-once\" only; leave one of the two out");
         }
+        self.guarantee(manifest);
         self.limits(&manifest.limits);
     }
 
@@ -396,6 +394,7 @@ mod tests {
     use expect_test::{Expect, expect};
 
     use super::*;
+    use crate::attempt::Guarantee;
 
     #[test]
     fn the_smallest_manifest_is_a_topic() {
@@ -433,11 +432,99 @@ mod tests {
     }
 
     #[test]
+    fn a_transaction_of_a_database_is_of_a_granted_one_and_keeps_the_order_of_the_partition() {
+        let folder = folder_with(&["h.wasm"]);
+        let manifest = "topics = [\"t\"]\ndelivery = \"exactly-once\"\nexactly_once.transaction = \"sql.main\"\ngrants.sql = [\"main\"]";
+        let spec = HandlerSpec::parse("h", folder.path(), manifest).expect("valid");
+        assert_eq!((spec.consumer.guarantee, spec.consumer.order), (Guarantee::SqlTransaction, Order::Partition));
+        assert_eq!(spec.database.as_deref(), Some("main"));
+        check(
+            "topics = [\"t\"]\ndelivery = \"exactly-once\"\norder = \"key\"\n[exactly_once]\ntransaction = \"sql.main\"",
+            expect![[r#"
+                handler.toml: `exactly_once.transaction` names the database `main`, which is not granted; add it to `sql` under `[grants]`
+                handler.toml: `order` must be "partition" with a transaction of a database, since one offset stands for all records before it; leave `order` out, and give the topic more partitions for more at once
+            "#]],
+        );
+    }
+
+    #[test]
+    fn what_a_database_s_transaction_does_not_cover_is_refused_unless_the_operator_says_that_it_may_be_repeated() {
+        let manifest = |more: &str| {
+            format!(
+                "topics = [\"t\"]\ndelivery = \"exactly-once\"\n{more}\n[exactly_once]\ntransaction = \"sql.main\"\n\
+                 [grants]\nsql = [\"main\", \"other\"]\nkv = [\"seen\"]\nproduce = [\"out\"]\nsecrets = [\"token\"]"
+            )
+        };
+        check(
+            &manifest(""),
+            expect![[r#"
+                handler.toml: `grants.sql` holds `other`, which the transaction of `main` does not cover: what is done there is repeated when a transaction is; take it out, or say effects = "idempotent" if that is harmless
+                handler.toml: `grants.kv` holds `seen`, which the transaction of `main` does not cover: what is done there is repeated when a transaction is; take it out, or say effects = "idempotent" if that is harmless
+                handler.toml: `grants.produce` holds `out`, which the transaction of `main` does not cover: what is done there is repeated when a transaction is; take it out, or say effects = "idempotent" if that is harmless
+            "#]],
+        );
+        let folder = folder_with(&["h.wasm"]);
+        let said = HandlerSpec::parse("h", folder.path(), &manifest("effects = \"idempotent\""));
+        assert!(said.is_ok(), "{said:?}");
+        check(
+            "topics = [\"t\"]\ndelivery = \"exactly-once\"\n[exactly_once]\ntransaction = \"sql.main\"\ninterval = \"1s\"\n[grants]\nsql = [\"main\"]",
+            expect![[r#"
+                handler.toml: `exactly_once` has bounds of a Kafka transaction; one of a database has those of a call, `batch.records_max` and `batch.bytes_max`
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_kafka_transaction_refuses_what_it_does_not_cover_unless_the_operator_says_that_it_may_be_repeated() {
+        let manifest = |more: &str| {
+            format!(
+                "topics = [\"t\"]\ndelivery = \"exactly-once\"\n{more}\n[grants]\nsql = [\"main\"]\nkv = [\"seen\"]\nproduce = [\"out\"]"
+            )
+        };
+        check(
+            &manifest(""),
+            expect![[r#"
+            handler.toml: `grants.sql` holds `main`, which a Kafka transaction does not cover: what is done there is repeated when the record is; take it out, or say effects = "idempotent" if that is harmless
+            handler.toml: `grants.kv` holds `seen`, which a Kafka transaction does not cover: what is done there is repeated when the record is; take it out, or say effects = "idempotent" if that is harmless
+        "#]],
+        );
+        let folder = folder_with(&["h.wasm"]);
+        let spec =
+            HandlerSpec::parse("h", folder.path(), &manifest("effects = \"idempotent\"")).expect("it is harmless");
+        assert_eq!(spec.consumer.guarantee, Guarantee::KafkaTransaction);
+        assert_eq!(spec.consumer.subscription.properties["isolation.level"], "read_committed");
+    }
+
+    #[test]
+    fn the_bounds_of_a_transaction_are_checked() {
+        check(
+            "topics = [\"t\"]\nexactly_once.interval = \"1s\"",
+            expect![[r#"
+            handler.toml: `exactly_once` is set without delivery = "exactly-once"; add that, or leave the table out
+        "#]],
+        );
+        check(
+            "topics = [\"t\"]\ndelivery = \"exactly-once\"\n[exactly_once]\ntransaction = \"x\"",
+            expect![[r#"
+            handler.toml: `exactly_once.transaction` must be "kafka", or "sql.NAME" with NAME one of `grants.sql`
+        "#]],
+        );
+        check(
+            "topics = [\"t\"]\ndelivery = \"exactly-once\"\n[exactly_once]\ninterval = \"1m\"\nrecords_max = 0\n[consumer_properties]\n\"isolation.level\" = \"read_uncommitted\"",
+            expect![[r#"
+                handler.toml: `exactly_once.interval` must be between 1ms and 5s: whoever reads the outputs waits for it, and the broker gives up a transaction that stays open
+                handler.toml: `exactly_once.records_max` is 0; use at least 1, or leave the key out for the default
+                handler.toml: `consumer_properties` sets `isolation.level`, which can only be `read_committed` with a Kafka transaction; leave it out
+            "#]],
+        );
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_with_its_line() {
         check(
             "topics = [\"a\"]\n\nordr = \"key\"",
             expect![[r#"
-                handler.toml:3: unknown field `ordr`, expected one of `topics`, `group`, `module`, `delivery`, `order`, `isolation`, `concurrency`, `start`, `dead_letter_topic`, `commit_interval`, `drain_deadline`, `batch`, `buffer`, `retry`, `limits`, `grants`, `config`, `consumer_properties`
+                handler.toml:3: unknown field `ordr`, expected one of `topics`, `group`, `module`, `delivery`, `exactly_once`, `effects`, `order`, `isolation`, `concurrency`, `start`, `dead_letter_topic`, `commit_interval`, `drain_deadline`, `batch`, `buffer`, `retry`, `limits`, `grants`, `config`, `consumer_properties`
             "#]],
         );
     }

@@ -17,16 +17,28 @@ use tokio_util::sync::CancellationToken;
 
 use super::budget::Share;
 use super::commit::REFRESH_INTERVAL;
+use super::commit::outbox::Outbox;
 use super::{Config, Parts, Progress};
-use crate::attempt::{self, Attempt, Guarantee};
+use crate::attempt::{self, Attempt, Guarantee, Ownership};
 use crate::broker::Reader;
 use crate::fault::Fault;
 use crate::metrics::{HandlerMetrics, PartitionMetrics};
+use crate::settle::Settlement;
 
 /// Waits before a partition whose reader failed is read again.
 const READ_AGAIN_DELAY: Duration = Duration::from_secs(1);
 /// A record whose attempt panicked in the host itself waits this long.
 const PANIC_DELAY: Duration = Duration::from_secs(1);
+
+/// What ties an assignment to the world beside its group.
+pub(super) struct Ties {
+    /// The hold on the database's row, where offsets are kept in one.
+    pub(super) owner: Option<Arc<Ownership>>,
+    /// What is to be committed in transactions; `None` when offsets are committed alone.
+    pub(super) outbox: Option<Arc<Outbox>>,
+    /// Whether an operator has paused the handler.
+    pub(super) paused: watch::Receiver<bool>,
+}
 
 /// Consumes one assignment of a partition until it is revoked and drained.
 pub(super) fn spawn<R: Reader>(
@@ -34,7 +46,7 @@ pub(super) fn spawn<R: Reader>(
     config: Config,
     reader: R,
     progress: Arc<Progress>,
-    paused: watch::Receiver<bool>,
+    ties: Ties,
     revoked: CancellationToken,
 ) -> JoinHandle<()> {
     let metrics = parts.metrics.partition(&progress.from.topic, progress.from.partition);
@@ -48,9 +60,11 @@ pub(super) fn spawn<R: Reader>(
         reader,
         progress,
         share: parts.budget.share(config.bounds.call_bytes_max),
+        owner: ties.owner,
+        outbox: ties.outbox,
         machine,
         metrics,
-        paused,
+        paused: ties.paused,
         parts,
         config,
         origin: Instant::now(),
@@ -67,6 +81,9 @@ struct Task<R> {
     config: Config,
     reader: R,
     progress: Arc<Progress>,
+    owner: Option<Arc<Ownership>>,
+    /// What is to be committed in transactions; `None` when offsets are committed alone.
+    outbox: Option<Arc<Outbox>>,
     machine: Partition,
     /// Its part of what the host holds.
     share: Share,
@@ -74,7 +91,7 @@ struct Task<R> {
     paused: watch::Receiver<bool>,
     /// The machine's clock counts from here.
     origin: Instant,
-    calls: JoinSet<(CallId, Vec<Verdict>)>,
+    calls: JoinSet<(CallId, Settlement)>,
     actions: Vec<Action>,
     /// The last offset and the time of each delivery that is not settled whole, for the lag in seconds.
     made: VecDeque<(Offset, Option<i64>)>,
@@ -88,16 +105,18 @@ impl<R: Reader> Task<R> {
         let mut refresh = tokio::time::interval(REFRESH_INTERVAL);
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.pause();
-        while !self.drained {
+        while !self.drained && !self.is_fenced() {
             self.start_calls();
             let timer = self.machine.next_timer().map(|at| self.origin + at);
             let (records, bytes) = self.room();
             let full = records > 0 && bytes == 0;
+            let waits = self.outbox_is_full();
+            let outbox = self.outbox.as_deref();
             let slots = &self.parts.slots;
             tokio::select! {
                 biased;
                 Some(ended) = self.calls.join_next(), if !self.calls.is_empty() => match ended {
-                    Ok((call, verdicts)) => self.on(Event::Returned { call, verdicts }),
+                    Ok((call, settlement)) => self.returned(call, settlement),
                     Err(error) => tracing::error!(partition = %self.progress.from, %error, "a call's task was lost"),
                 },
                 () = revoked.cancelled(), if !revoking => {
@@ -110,7 +129,7 @@ impl<R: Reader> Task<R> {
                 Ok(()) = self.paused.changed() => self.pause(),
                 () = until(timer), if timer.is_some() => self.on(Event::Timer),
                 () = until(read_again), if read_again.is_some() => read_again = None,
-                slot = Arc::clone(slots).acquire_owned(), if self.machine.wants_slot() => match slot {
+                slot = Arc::clone(slots).acquire_owned(), if self.machine.wants_slot() && !waits => match slot {
                     Ok(slot) => self.start_call(slot),
                     Err(_closed) => return,
                 },
@@ -123,15 +142,24 @@ impl<R: Reader> Task<R> {
                         read_again = Some(Instant::now() + READ_AGAIN_DELAY);
                     }
                 },
+                () = emptied(outbox), if waits => {}
                 _ = refresh.tick() => self.refresh(),
             }
         }
         self.refresh();
     }
 
+    /// Whether somebody else owns the partition: nothing that is done here will ever count.
+    fn is_fenced(&self) -> bool {
+        self.owner.as_ref().is_some_and(|owner| owner.fenced_since().is_some())
+    }
+
     /// How much to read now. A nearly full partition is left alone, so that records are not taken one by one.
     fn room(&self) -> (usize, usize) {
         let bounds = &self.config.bounds;
+        if self.outbox_is_full() {
+            return (0, 0);
+        }
         let records = self.machine.room();
         let worthwhile = bounds.call_records_max.min(bounds.records_max / 2).max(1);
         if Fault::DropOnFull.is_on() {
@@ -143,6 +171,11 @@ impl<R: Reader> Task<R> {
     fn pause(&mut self) {
         let paused = *self.paused.borrow_and_update();
         self.on(Event::Paused(paused));
+    }
+
+    /// Whether more outputs wait for their transactions, or more records, than a crash may repeat.
+    fn outbox_is_full(&self) -> bool {
+        self.outbox.as_ref().is_some_and(|outbox| outbox.is_full(&self.config.bounds))
     }
 
     fn received(&mut self, chunk: Arc<Chunk>) {
@@ -162,6 +195,9 @@ impl<R: Reader> Task<R> {
         if Fault::DropOnFull.is_on() && self.machine.room() < chunk.len() {
             return;
         }
+        if let (Some(outbox), Some(first)) = (&self.outbox, chunk.records().next()) {
+            outbox.begin(first.offset());
+        }
         let last = chunk.records().last().map(|record| record.offset());
         self.on(Event::Received(chunk));
         if let (true, Some(last)) = (Fault::CommitBeforeSuccess.is_on(), last) {
@@ -172,6 +208,7 @@ impl<R: Reader> Task<R> {
     /// Starts calls while there are records and slots to spare.
     fn start_calls(&mut self) {
         while self.machine.wants_slot()
+            && !self.outbox_is_full()
             && let Ok(slot) = Arc::clone(&self.parts.slots).try_acquire_owned()
         {
             self.start_call(slot);
@@ -203,16 +240,32 @@ impl<R: Reader> Task<R> {
         self.progress.set_at_stake(self.machine.at_stake());
         for action in std::mem::take(&mut self.actions) {
             match action {
-                Action::Commit(offset) => self.commit(offset),
+                Action::Commit(offset) => self.committable(offset),
                 Action::Drained => self.drained = true,
                 Action::Invoke(_) => debug_assert!(false, "only a slot starts a call"),
             }
         }
     }
 
-    /// At most once, records wait for it: the group's task is told at once, and else finds it at its next interval.
-    fn commit(&mut self, offset: Offset) {
-        self.progress.set_committable(offset);
+    /// What settled records leave to be produced is kept before the frontier can pass them.
+    fn returned(&mut self, call: CallId, settlement: Settlement) {
+        let Settlement { verdicts, produced } = settlement;
+        if let Some(outbox) = &self.outbox {
+            outbox.keep(produced);
+        }
+        let settled = verdicts.contains(&Verdict::Settled);
+        self.on(Event::Returned { call, verdicts });
+        if let (true, Some(position)) = (Fault::CommitPastGap.is_on() && settled, self.machine.position()) {
+            self.committable(position);
+        }
+    }
+
+    fn committable(&self, offset: Offset) {
+        match &self.outbox {
+            Some(outbox) => outbox.advance(offset),
+            None => self.progress.set_committable(offset),
+        }
+        // At most once, records wait for it: the group's task is told at once, and else finds it at its next interval.
         if self.config.guarantee == Guarantee::AtMostOnce {
             self.parts.commit_wanted.notify_one();
         }
@@ -227,23 +280,29 @@ impl<R: Reader> Task<R> {
         let from = self.progress.from.clone();
         let Config { guarantee, call_deadline, .. } = self.config;
         let attempt = Attempt::new(from.clone(), self.progress.epoch, call.records, guarantee, call_deadline);
+        let attempt = Attempt { owner: self.owner.clone(), ..attempt };
         self.calls.spawn(async move {
             let run = attempt::run(&*parts.handler, &parts.settler, attempt, slot);
-            let verdicts = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {
+            let settlement = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {
                 tracing::error!(partition = %from, records, "the host panicked in an attempt; its records are tried again, unless they are called at most once");
                 if guarantee == Guarantee::AtMostOnce {
                     parts.metrics.lost_records.inc_by(records as u64);
                 }
-                vec![Verdict::Retry { after: PANIC_DELAY, charge: true }; records]
+                let again = Verdict::Retry { after: PANIC_DELAY, charge: true };
+                Settlement { verdicts: vec![again; records], produced: Vec::new() }
             });
             drop(in_flight);
-            (id, verdicts)
+            (id, settlement)
         });
     }
 
     /// Tells others how far the partition is.
     fn refresh(&mut self) {
-        let stands = self.machine.committable().or_else(|| self.reader.position());
+        let settled = match &self.outbox {
+            Some(outbox) => outbox.committed(),
+            None => self.machine.committable(),
+        };
+        let stands = settled.or_else(|| self.reader.position());
         let committable = stands.unwrap_or(0);
         while self.made.front().is_some_and(|(last, _)| *last < committable) {
             self.made.pop_front();
@@ -287,9 +346,17 @@ impl Drop for InFlight {
 }
 
 /// Sleeps until a moment; `None` never comes.
-async fn until(moment: Option<Instant>) {
+pub(super) async fn until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until an outbox has more room; for ever without one.
+async fn emptied(outbox: Option<&Outbox>) {
+    match outbox {
+        Some(outbox) => outbox.emptied().await,
         None => std::future::pending().await,
     }
 }

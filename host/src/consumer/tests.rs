@@ -5,9 +5,11 @@
 mod at_most_once;
 mod bounds;
 mod commits;
+mod database;
 mod drain;
 mod order;
 mod pause;
+mod transactions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -78,7 +80,7 @@ impl World {
     async fn new(partitions: i32) -> Self {
         let ledger = Arc::new(Ledger::default());
         let rule = Arc::clone(&ledger);
-        Self::ruled(partitions, ledger, move |from, offset| rule.on_commit(from, offset)).await
+        Self::ruled(partitions, ledger, Watched::new(move |from, offset| rule.on_commit(from, offset))).await
     }
 
     /// For commits that come before the calls: of them only that they do not fall is asked.
@@ -90,19 +92,23 @@ impl World {
     async fn ahead_of(partitions: i32, keys: &str) -> Self {
         let ledger = Arc::new(Ledger::default());
         let rule = Arc::clone(&ledger);
-        let world = Self::ruled(partitions, ledger, move |from, offset| rule.rises(from, offset)).await;
+        let broker = Watched::new(move |from, offset| rule.rises(from, offset));
+        let world = Self::ruled(partitions, ledger, broker).await;
         for partition in 0..partitions {
             world.store(partition, keys, 1).await;
         }
         world
     }
 
-    async fn ruled(
-        partitions: i32,
-        ledger: Arc<Ledger>,
-        rule: impl Fn(&TopicPartition, Offset) + Send + Sync + 'static,
-    ) -> Self {
-        let broker = Watched::new(rule);
+    /// A topic of one partition whose commits keep to no rule.
+    #[cfg(feature = "fault-injection")]
+    async fn unruled(keys: &str) -> Self {
+        let world = Self::ruled(1, Arc::default(), Watched::new(|_, _| ())).await;
+        world.store(0, keys, 1).await;
+        world
+    }
+
+    async fn ruled(partitions: i32, ledger: Arc<Ledger>, broker: Watched) -> Self {
         let admin = broker.admin().expect("an admin");
         admin.create_topic(TOPIC, partitions, None).await.expect("the topic is made");
         Self { broker, ledger, bytes_max: usize::MAX }
@@ -192,6 +198,7 @@ fn config() -> Config {
         call_deadline: FOR_EVER,
         commit_interval: Duration::from_millis(2),
         drain_deadline: PATIENCE,
+        transaction: Limits { interval: Duration::from_millis(2), records_max: 1000, bytes_max: 1 << 20 },
     }
 }
 

@@ -15,7 +15,10 @@ fn a_paused_handler_stands_still_over_a_restart_and_goes_on_where_it_stood() -> 
     let _machine = servers::in_company();
     let scenario = Scenario::new(2)?;
     let state = tempfile::tempdir()?;
-    let setup = scenario.setup().state(state.path()).handler(scenario.handler("commit_interval = \"20ms\""));
+    let setup = scenario
+        .setup()
+        .ahead(&format!("state = \"{}\"\n\n", state.path().display()))
+        .handler(scenario.handler("commit_interval = \"20ms\""));
     let mut first = setup.start()?;
     scenario.send(&first, &Load::batches("before", 500))?;
     scenario.wait_until_committed(DEADLINE)?;

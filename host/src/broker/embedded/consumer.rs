@@ -1,5 +1,6 @@
 //! A group member of the embedded log, and its readers.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -110,6 +111,7 @@ impl EmbeddedConsumer {
 
 impl Consumer for EmbeddedConsumer {
     type Reader = EmbeddedReader;
+    type Member = Arc<Membership>;
 
     async fn next_event(&mut self) -> ConsumerEvent {
         self.membership.next_event().await
@@ -118,13 +120,18 @@ impl Consumer for EmbeddedConsumer {
     async fn start(
         &mut self,
         partitions: &[TopicPartition],
+        places: &BTreeMap<TopicPartition, Offset>,
     ) -> Result<Vec<(TopicPartition, EmbeddedReader)>, BrokerError> {
         let mut readers = Vec::with_capacity(partitions.len());
         for name in partitions {
             let Some(partition) = self.log.topics.partition(name) else {
                 return Err(BrokerError::NoSuchTopic(name.to_string()));
             };
-            if let Some(position) = self.begin(name, &partition).await? {
+            let begin = match places.get(name) {
+                Some(place) => self.membership.holding(name).map(|_| *place),
+                None => self.begin(name, &partition).await?,
+            };
+            if let Some(position) = begin {
                 let (log, end) = (Arc::clone(&self.log), partition.watch());
                 let reader =
                     EmbeddedReader { log, name: name.clone(), partition, position, skipped: None, end, begun: None };
@@ -144,6 +151,10 @@ impl Consumer for EmbeddedConsumer {
         offsets: Vec<(TopicPartition, Offset)>,
     ) -> impl Future<Output = Result<(), CommitError>> + Send + 'static {
         self.write_commit(offsets)
+    }
+
+    fn member(&self) -> Arc<Membership> {
+        Arc::clone(&self.membership)
     }
 
     fn close(self) -> impl Future<Output = ()> + Send {

@@ -22,6 +22,7 @@ use crate::broker::{BrokerError, Outgoing, Position, Producer, SendError, WhenFu
 
 mod by_topic;
 mod client;
+pub(super) mod transactions;
 
 pub(super) use self::by_topic::ByTopic;
 
