@@ -12,6 +12,7 @@ use crate::config::units::{Size, Span};
 
 #[derive(Deserialize, Default, Debug, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
+#[expect(clippy::enum_variant_names, reason = "that is what the field calls them")]
 pub(super) enum Delivery {
     AtMostOnce,
     #[default]
