@@ -12,6 +12,10 @@ pub(crate) enum Fault {
     IgnoreEpoch,
     /// Records that come while the partition's queue is full are dropped.
     DropOnFull,
+    /// What is committed is one past the highest settled record, whatever lies unsettled below it.
+    CommitPastGap,
+    /// A record is settled once its dead letter is on its way, not once it is acknowledged.
+    LetterNotAwaited,
 }
 
 impl Fault {
@@ -22,7 +26,13 @@ impl Fault {
 
         static CHOSEN: LazyLock<Option<Fault>> = LazyLock::new(|| {
             let name = std::env::var("TIDEMILL_FAULT").ok()?;
-            let all = [Fault::CommitBeforeSuccess, Fault::IgnoreEpoch, Fault::DropOnFull];
+            let all = [
+                Fault::CommitBeforeSuccess,
+                Fault::IgnoreEpoch,
+                Fault::DropOnFull,
+                Fault::CommitPastGap,
+                Fault::LetterNotAwaited,
+            ];
             let chosen = all.into_iter().find(|fault| fault.name() == name);
             tracing::error!(name, known = chosen.is_some(), "this host is broken on purpose");
             chosen
@@ -42,6 +52,8 @@ impl Fault {
             Fault::CommitBeforeSuccess => "commit-before-success",
             Fault::IgnoreEpoch => "ignore-epoch",
             Fault::DropOnFull => "drop-on-full",
+            Fault::CommitPastGap => "commit-past-gap",
+            Fault::LetterNotAwaited => "letter-not-awaited",
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Topics from outside: made, written, read to their end, and the offsets that groups committed on them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -36,9 +37,15 @@ pub struct Kept {
 
 /// Creates a topic.
 pub fn create(bootstrap: &str, topic: &str, partitions: i32) -> Result<()> {
+    create_with(bootstrap, topic, partitions, &[])
+}
+
+/// Creates a topic with settings of its own.
+pub fn create_with(bootstrap: &str, topic: &str, partitions: i32, settings: &[(&str, &str)]) -> Result<()> {
     let admin: AdminClient<DefaultClientContext> = config(bootstrap).create()?;
     // As many replicas as the cluster says.
     let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
+    let new = settings.iter().fold(new, |new, (key, value)| new.set(key, value));
     let created =
         runtime()?.block_on(admin.create_topics([&new], &AdminOptions::new().operation_timeout(Some(TIMEOUT))));
     for result in created? {
@@ -64,39 +71,152 @@ pub fn produce(bootstrap: &str, topic: &str, records: &[Kept]) -> Result<()> {
     producer.flush(TIMEOUT).context("not every record was acknowledged")
 }
 
-/// Everything in a topic, by partition and offset.
+/// Everything that is committed in a topic, by partition and offset.
 pub fn read(bootstrap: &str, topic: &str) -> Result<Vec<Kept>> {
-    let ends = ends(bootstrap, topic)?;
-    let consumer: BaseConsumer = config(bootstrap).set("group.id", "reader").create()?;
+    let mut config = config(bootstrap);
+    // A transaction's end takes an offset that is never delivered: only the library knows when the end is reached.
+    config.set("group.id", "reader").set("enable.partition.eof", "true").set("isolation.level", "read_committed");
+    let consumer: BaseConsumer = config.create()?;
+    let partitions = partitions(&consumer, topic)?;
+    assign_all(&consumer, topic, partitions)?;
     let mut kept = Vec::new();
-    let mut assignment = TopicPartitionList::new();
-    for (partition, end) in ends.iter().enumerate().filter(|(_, end)| **end > 0) {
-        ensure!(*end > 0, "an end offset is not negative");
-        assignment.add_partition_offset(topic, i32::try_from(partition)?, Offset::Beginning)?;
-    }
-    let mut open = assignment.count();
-    consumer.assign(&assignment)?;
-    while open > 0 {
-        let polled = consumer.poll(TIMEOUT).with_context(|| format!("`{topic}` ends earlier than it should"))?;
-        let message = match polled {
-            Ok(message) => message,
-            Err(error) if is_passing(&error) => continue,
+    // An end is told again when more has come, so that they can't just be counted.
+    let mut open: BTreeSet<i32> = (0..partitions).collect();
+    while !open.is_empty() {
+        match consumer.poll(TIMEOUT).with_context(|| format!("`{topic}` ends earlier than it should"))? {
+            Ok(message) => kept.push(kept_of(&message)),
+            Err(KafkaError::PartitionEOF(partition)) => {
+                open.remove(&partition);
+            }
+            Err(error) if is_passing(&error) => {}
             Err(error) => return Err(error.into()),
-        };
-        if message.offset() + 1 == ends[usize::try_from(message.partition())?] {
-            open -= 1;
         }
-        kept.push(kept_of(&message));
     }
     kept.sort_by_key(|kept| kept.place);
     Ok(kept)
+}
+
+/// Reads a topic without transactions along with those who write it.
+pub struct Follower {
+    consumer: BaseConsumer,
+    topic: String,
+    /// Where each partition is read next.
+    next: Vec<i64>,
+}
+
+impl Follower {
+    /// Begins with the oldest records.
+    pub fn new(bootstrap: &str, topic: &str) -> Result<Follower> {
+        let consumer: BaseConsumer = config(bootstrap).set("group.id", "follower").create()?;
+        let partitions = partitions(&consumer, topic)?;
+        assign_all(&consumer, topic, partitions)?;
+        Ok(Follower { consumer, topic: topic.to_owned(), next: vec![0; usize::try_from(partitions)?] })
+    }
+
+    /// What has come since the last call, up to what is there now.
+    pub fn news(&mut self) -> Result<Vec<Kept>> {
+        let ends = ends_of(&self.consumer, &self.topic, i32::try_from(self.next.len())?)?;
+        let mut kept = Vec::new();
+        while self.next.iter().zip(&ends).any(|(next, end)| next < end) {
+            match self.consumer.poll(TIMEOUT).with_context(|| format!("`{}` ends earlier than it should", self.topic))? {
+                Ok(message) => {
+                    self.next[usize::try_from(message.partition())?] = message.offset() + 1;
+                    kept.push(kept_of(&message));
+                }
+                Err(error) if is_passing(&error) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(kept)
+    }
+}
+
+fn assign_all(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<()> {
+    let mut assignment = TopicPartitionList::new();
+    for partition in 0..partitions {
+        assignment.add_partition_offset(topic, partition, Offset::Beginning)?;
+    }
+    Ok(consumer.assign(&assignment)?)
+}
+
+/// Empties a topic's partitions below these offsets, as retention does.
+pub fn delete_below(bootstrap: &str, topic: &str, offsets: &[i64]) -> Result<()> {
+    let admin: AdminClient<DefaultClientContext> = config(bootstrap).create()?;
+    let mut below = TopicPartitionList::new();
+    for (partition, offset) in offsets.iter().enumerate() {
+        below.add_partition_offset(topic, i32::try_from(partition)?, Offset::Offset(*offset))?;
+    }
+    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+    for element in runtime()?.block_on(admin.delete_records(&below, &options))?.elements() {
+        element.error().with_context(|| format!("empty `{topic}` below an offset"))?;
+    }
+    Ok(())
+}
+
+/// Changes a setting of a topic.
+pub fn set(bootstrap: &str, topic: &str, key: &str, value: &str) -> Result<()> {
+    let admin: AdminClient<DefaultClientContext> = config(bootstrap).create()?;
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(key, value);
+    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+    for changed in runtime()?.block_on(admin.alter_configs(&[change], &options))? {
+        changed.map_err(|(_, code)| anyhow!("set `{key}` of `{topic}`: {code}"))?;
+    }
+    Ok(())
+}
+
+/// Whether there is such a topic.
+pub fn exists(bootstrap: &str, topic: &str) -> Result<bool> {
+    let consumer: BaseConsumer = config(bootstrap).create()?;
+    let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT)?;
+    Ok(metadata.topics().first().is_some_and(|topic| !topic.partitions().is_empty()))
+}
+
+/// Waits until every partition of a topic has so many replicas in sync.
+pub fn wait_until_in_sync(bootstrap: &str, topic: &str, replicas: usize, deadline: Duration) -> Result<()> {
+    let consumer: BaseConsumer = config(bootstrap).create()?;
+    wait::until(&format!("{replicas} replicas of `{topic}` in sync"), deadline, || {
+        let metadata = match consumer.fetch_metadata(Some(topic), TIMEOUT) {
+            Ok(metadata) => metadata,
+            Err(error) if is_passing(&error) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let all = metadata.topics().iter().flat_map(|topic| topic.partitions());
+        Ok(all.clone().all(|partition| partition.isr().len() >= replicas).then_some(()))
+    })
+}
+
+/// The brokers that have each partition, its leader first.
+pub fn replicas(bootstrap: &str, topic: &str) -> Result<Vec<Vec<i32>>> {
+    let consumer: BaseConsumer = config(bootstrap).create()?;
+    let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT)?;
+    let topic = metadata.topics().first().context("the broker answers for the topic")?;
+    let mut partitions: Vec<_> = topic.partitions().iter().collect();
+    partitions.sort_by_key(|partition| partition.id());
+    let of = |partition: &&rdkafka::metadata::MetadataPartition| {
+        let mut replicas = partition.replicas().to_vec();
+        replicas.sort_by_key(|id| *id != partition.leader());
+        replicas
+    };
+    Ok(partitions.iter().map(of).collect())
 }
 
 /// The end offset of each partition.
 pub fn ends(bootstrap: &str, topic: &str) -> Result<Vec<i64>> {
     let consumer: BaseConsumer = config(bootstrap).create()?;
     let partitions = partitions(&consumer, topic)?;
-    (0..partitions).map(|partition| Ok(consumer.fetch_watermarks(topic, partition, TIMEOUT)?.1)).collect()
+    ends_of(&consumer, topic, partitions)
+}
+
+fn ends_of(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<Vec<i64>> {
+    // A partition whose leader has just died is asked for again.
+    let end = |partition: i32| {
+        wait::until("a partition's leader", TIMEOUT, || match consumer.fetch_watermarks(topic, partition, TIMEOUT) {
+            Ok((_, end)) => Ok(Some(end)),
+            Err(error) if is_passing(&error) => Ok(None),
+            Err(error) => Err(error.into()),
+        })
+    };
+    (0..partitions).map(end).collect()
 }
 
 /// What a group has committed on a topic, by partition; `None` where it has committed nothing.
@@ -117,6 +237,11 @@ impl Group {
         let consumer: BaseConsumer = config(bootstrap).set("group.id", group).create()?;
         let partitions = partitions(&consumer, topic)?;
         Ok(Group { consumer, topic: topic.to_owned(), partitions })
+    }
+
+    /// The end offset of each partition now.
+    pub fn ends(&self) -> Result<Vec<i64>> {
+        ends_of(&self.consumer, &self.topic, self.partitions)
     }
 
     /// What it has committed now.
@@ -157,7 +282,7 @@ impl Kept {
         };
         let partition = i32::try_from(number("tidemill.error.partition")?)?;
         let place = Place { partition, offset: number("tidemill.error.offset")? };
-        Ok(Stored { place, key: self.key.clone(), value: self.value.clone() })
+        Ok(Stored { place, written: self.place.offset, key: self.key.clone(), value: self.value.clone() })
     }
 }
 
@@ -181,15 +306,20 @@ fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<i32> {
 /// Whether an error is a client's normal life while a node ends or a coordinator moves.
 fn is_passing(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{
-        AllBrokersDown, BrokerTransportFailure, CoordinatorLoadInProgress, CoordinatorNotAvailable, NotCoordinator,
-        Resolve,
+        AllBrokersDown, BrokerNotAvailable, BrokerTransportFailure, CoordinatorLoadInProgress, CoordinatorNotAvailable,
+        LeaderNotAvailable, NotCoordinator, NotLeaderForPartition, OperationTimedOut, RequestTimedOut, Resolve,
     };
     let passing = [
         AllBrokersDown,
+        BrokerNotAvailable,
         BrokerTransportFailure,
         CoordinatorLoadInProgress,
         CoordinatorNotAvailable,
+        LeaderNotAvailable,
         NotCoordinator,
+        NotLeaderForPartition,
+        OperationTimedOut,
+        RequestTimedOut,
         Resolve,
     ];
     error.rdkafka_error_code().is_some_and(|code| passing.contains(&code))

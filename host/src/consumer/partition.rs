@@ -184,6 +184,11 @@ impl<R: Reader> Task<R> {
         let in_flight = InFlight::new(&parts.metrics, records);
         let from = self.progress.from.clone();
         let Config { guarantee, call_deadline, .. } = self.config;
+        let offsets: Vec<Offset> = match Fault::CommitPastGap.is_on() {
+            true => call.records.iter().map(|record| record.record.offset()).collect(),
+            false => Vec::new(),
+        };
+        let progress = Arc::clone(&self.progress);
         let attempt = Attempt::new(from.clone(), self.progress.epoch, call.records, guarantee, call_deadline);
         self.calls.spawn(async move {
             let run = attempt::run(&*parts.handler, &parts.settler, attempt, slot);
@@ -192,6 +197,10 @@ impl<R: Reader> Task<R> {
                 vec![Verdict::Retry { after: PANIC_DELAY, charge: true }; records]
             });
             drop(in_flight);
+            let settled = offsets.iter().zip(&verdicts).filter(|(_, verdict)| **verdict == Verdict::Settled);
+            if let Some((highest, _)) = settled.last() {
+                progress.set_committable(highest + 1);
+            }
             (id, verdicts)
         });
     }

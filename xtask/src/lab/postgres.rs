@@ -59,6 +59,11 @@ impl Postgres {
         format!("postgres://tidemill@127.0.0.1:{}/{database}", self.port)
     }
 
+    /// Where it listens on loopback.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Stops it as an administrator would: connections are ended, data is safe.
     pub fn stop(&mut self) -> Result<()> {
         self.process.signal(Signal::SIGINT)?;
