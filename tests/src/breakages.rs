@@ -105,7 +105,11 @@ fn commit_past_gap() -> Result<Faults> {
     let out = names::unique("out");
     topics::create(&scenario.bootstrap, &out, 1)?;
     let results = Results::Topic(Forwarded::from(&scenario, &out));
-    let setup = Setup::on_kafka(&scenario.bootstrap, &[&scenario.topic]).handler(forwarding(&scenario, &out, "retry.attempts_max = 1000\n"));
+    let setup = Setup::on_kafka(&scenario.bootstrap, &[&scenario.topic]).handler(forwarding(
+        &scenario,
+        &out,
+        "retry.attempts_max = 1000\n",
+    ));
     scenario.write_past_ingest(&[Odd::new("stuck", "a key of its own", RawHeader::new("poison", "retry"))])?;
     let commits = scenario.watch(&scenario.handler, &results)?;
     let broken = setup.fault("commit-past-gap").start()?;

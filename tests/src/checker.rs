@@ -33,6 +33,8 @@ pub struct Evidence {
     pub commits: Vec<Commit>,
     /// How things stood whenever a fault came.
     pub moments: Vec<Standing>,
+    /// The numbers of the storings that a reader saw who read along, where there was one.
+    pub read_along: Option<BTreeSet<i64>>,
     /// Below these offsets, by partition, the log was emptied before everything was read.
     pub expired: BTreeMap<i32, i64>,
 }
@@ -88,6 +90,8 @@ pub enum Fault {
     },
     /// Stored again, although it lay below what was committed at the last fault before: nobody may begin again there.
     Reread(Place),
+    /// So many storings were seen by one who read along and not by the last reader, or the other way round.
+    ReadersDiffer(usize),
     /// An offset was committed after a higher one.
     CommitFell {
         /// The partition.
@@ -182,6 +186,7 @@ impl Fault {
             Fault::OutOfOrder(_) => "order per key",
             Fault::Repeated { .. } => "duplicates within the bound",
             Fault::Reread(_) => "redeliveries begin at a committed offset",
+            Fault::ReadersDiffer(_) => "all readers see the same",
             Fault::CommitFell { .. } => "commits never fall",
             Fault::CommitAhead { .. } => "commits never pass unsettled work",
         }
@@ -203,6 +208,7 @@ pub fn judge(evidence: &Evidence, allowed: &Allowed) -> Verdict {
     out_of_order(&evidence.stored, &mut faults);
     reread(evidence, &mut faults);
     commits(evidence, &mut faults);
+    readers_differ(evidence, &mut faults);
     let places = |stored: &[Stored]| stored.iter().map(|stored| stored.place).collect::<BTreeSet<_>>().len();
     let (stored, dead) = (places(&evidence.stored), places(&evidence.dead));
     let repeated = evidence.stored.len() + evidence.dead.len() - stored - dead;
@@ -282,6 +288,16 @@ fn reread(evidence: &Evidence, faults: &mut Vec<Fault>) {
         if committed.is_some_and(|committed| stored.place.offset < *committed) {
             faults.push(Fault::Reread(stored.place));
         }
+    }
+}
+
+/// What was taken back after it was seen, or appeared behind one who had passed.
+fn readers_differ(evidence: &Evidence, faults: &mut Vec<Fault>) {
+    let Some(read_along) = &evidence.read_along else { return };
+    let last: BTreeSet<i64> = evidence.stored.iter().map(|stored| stored.written).collect();
+    let differing = last.symmetric_difference(read_along).count();
+    if differing > 0 {
+        faults.push(Fault::ReadersDiffer(differing));
     }
 }
 

@@ -96,7 +96,8 @@ impl Load {
     fn go(&self, way: &Way, ledger: &Ledger) -> Result<Report> {
         let started = Instant::now();
         let reports = thread::scope(|scope| {
-            let workers = (0..self.workers()).map(|worker| scope.spawn(move || self.work(worker, way, ledger, started)));
+            let workers =
+                (0..self.workers()).map(|worker| scope.spawn(move || self.work(worker, way, ledger, started)));
             // All are started before the first is waited for.
             let workers: Vec<_> = workers.collect();
             let joined = workers.into_iter().map(|worker| worker.join().map_err(|_| anyhow!("a client panicked"))?);

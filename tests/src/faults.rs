@@ -264,7 +264,7 @@ pub const FAULTS: &[Fault] = &[
         name: "records-expired",
         story: "records are deleted from the log before they are read, while the handler is held up",
         modes: &[&AT_LEAST_ONCE],
-        plan: Plan { hosts: 1, ..Plan::TABLE },
+        plan: Plan { hosts: 1, manifest: records::LITTLE_AHEAD, ..Plan::TABLE },
         times: 3,
         clock: "the handler is no longer held up → all that is left is committed",
         aim: None,

@@ -85,8 +85,10 @@ impl Sink {
 
     /// Everything that was ever stored, repeats too, in order.
     pub fn stored(&self) -> Result<Vec<Stored>> {
-        let rows =
-            self.query("SELECT record_id, key, value, number FROM stored JOIN seen USING (record_id) ORDER BY number", &[])?;
+        let rows = self.query(
+            "SELECT record_id, key, value, number FROM stored JOIN seen USING (record_id) ORDER BY number",
+            &[],
+        )?;
         let stored = |row: &tokio_postgres::Row| -> Result<Stored> {
             Ok(Stored { place: Place::of_id(row.get(0))?, key: row.get(1), value: row.get(2), written: row.get(3) })
         };

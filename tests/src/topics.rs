@@ -1,6 +1,9 @@
 //! Topics from outside: made, written, read to their end, and the offsets that groups committed on them.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -19,6 +22,7 @@ use crate::ledger::Place;
 use crate::raw_headers::{self, RawHeader};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(100);
 
 /// A record as it lies in a topic, byte for byte.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,7 +122,11 @@ impl Follower {
         let ends = ends_of(&self.consumer, &self.topic, i32::try_from(self.next.len())?)?;
         let mut kept = Vec::new();
         while self.next.iter().zip(&ends).any(|(next, end)| next < end) {
-            match self.consumer.poll(TIMEOUT).with_context(|| format!("`{}` ends earlier than it should", self.topic))? {
+            match self
+                .consumer
+                .poll(TIMEOUT)
+                .with_context(|| format!("`{}` ends earlier than it should", self.topic))?
+            {
                 Ok(message) => {
                     self.next[usize::try_from(message.partition())?] = message.offset() + 1;
                     kept.push(kept_of(&message));
@@ -128,6 +136,52 @@ impl Follower {
             }
         }
         Ok(kept)
+    }
+}
+
+/// Reads what is committed in a topic of one partition along with those who write it, in a thread of its own.
+pub struct Along {
+    seen: Arc<Mutex<BTreeSet<i64>>>,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Along {
+    /// Begins with the oldest record.
+    pub fn start(bootstrap: &str, topic: &str) -> Result<Along> {
+        let mut config = config(bootstrap);
+        let consumer: BaseConsumer =
+            config.set("group.id", "along").set("isolation.level", "read_committed").create()?;
+        assign_all(&consumer, topic, 1)?;
+        let (seen, stop) = (Arc::new(Mutex::new(BTreeSet::new())), Arc::new(AtomicBool::new(false)));
+        let (theirs, stopped) = (Arc::clone(&seen), Arc::clone(&stop));
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                match consumer.poll(POLL) {
+                    Some(Ok(message)) => {
+                        theirs.lock().unwrap_or_else(PoisonError::into_inner).insert(message.offset());
+                    }
+                    Some(Err(error)) if !is_passing(&error) => return Err(error.into()),
+                    Some(Err(_)) | None => {}
+                }
+            }
+            Ok(())
+        });
+        Ok(Along { seen, stop, thread })
+    }
+
+    /// Waits until as many were seen, or in vain; the offsets of all that were seen.
+    pub fn stop(self, expected: usize) -> Result<BTreeSet<i64>> {
+        let seen = || self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        // One who saw too little is a finding, and not a failure of this wait.
+        let waited = wait::until("one who reads along", TIMEOUT, || Ok((seen().len() >= expected).then_some(())));
+        if let Err(error) = waited {
+            eprintln!("{error:#}");
+        }
+        let offsets = seen().clone();
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow!("the reader panicked"))??;
+        Ok(offsets)
     }
 }
 
@@ -307,7 +361,8 @@ fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<i32> {
 fn is_passing(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{
         AllBrokersDown, BrokerNotAvailable, BrokerTransportFailure, CoordinatorLoadInProgress, CoordinatorNotAvailable,
-        LeaderNotAvailable, NotCoordinator, NotLeaderForPartition, OperationTimedOut, RequestTimedOut, Resolve,
+        DestroyBroker, LeaderNotAvailable, NotCoordinator, NotLeaderForPartition, OperationTimedOut, RequestTimedOut,
+        Resolve,
     };
     let passing = [
         AllBrokersDown,
@@ -315,6 +370,7 @@ fn is_passing(error: &KafkaError) -> bool {
         BrokerTransportFailure,
         CoordinatorLoadInProgress,
         CoordinatorNotAvailable,
+        DestroyBroker,
         LeaderNotAvailable,
         NotCoordinator,
         NotLeaderForPartition,

@@ -57,8 +57,10 @@ fn main() -> ExitCode {
 }
 
 fn list() {
+    println!("| fault | what is done | recovery is counted from → to | aim |\n| --- | --- | --- | --- |");
     for fault in FAULTS {
-        println!("{:24} {}", fault.name, fault.story);
+        let aim = fault.aim.map_or(String::new(), |aim| format!("{} s", aim.as_secs_f64()));
+        println!("| {} | {} | {} | {aim} |", fault.name, fault.story, fault.clock);
     }
 }
 

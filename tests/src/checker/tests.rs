@@ -106,9 +106,19 @@ fn a_redelivery_from_below_a_commit_is_seen() {
     check(&again, 1).unwrap();
 }
 
+#[test]
+fn one_who_read_along_and_saw_something_else_is_believed() {
+    let mut watched = evidence(&[0, 1], &[0, 1]);
+    watched.read_along = Some(BTreeSet::from([0, 1]));
+    check(&watched, 0).unwrap();
+    watched.read_along = Some(BTreeSet::from([0, 1, 2]));
+    faulty(watched, |fault| matches!(fault, Fault::ReadersDiffer(1)));
+}
+
 fn evidence(sent: &[i64], order: &[i64]) -> Evidence {
     let sent = sent.iter().map(|offset| (body(*offset), Fate::Acked(place(*offset)))).collect();
-    let written = |(written, offset): (usize, &i64)| Stored { written: i64::try_from(written).unwrap(), ..stored(*offset) };
+    let written =
+        |(written, offset): (usize, &i64)| Stored { written: i64::try_from(written).unwrap(), ..stored(*offset) };
     Evidence { sent, stored: order.iter().enumerate().map(written).collect(), ..Evidence::default() }
 }
 

@@ -26,7 +26,7 @@ pub(super) fn killed(stage: &mut Stage, _form: Form) -> Result<()> {
     stage.kafka()?.start(1)?;
     let serves = Instant::now();
     // Hosts go on with what they have, and can't commit it.
-    stage.may_redeliver_since(&moment)?;
+    stage.may_redeliver(&moment);
     stage.recover(&moment, serves)
 }
 
@@ -65,10 +65,8 @@ pub(super) fn leaders_moved(stage: &mut Stage, _form: Form) -> Result<()> {
     wait_until_in_sync(stage)?;
     let (bootstrap, topic) = (stage.scenario.bootstrap.clone(), stage.scenario.topic.clone());
     let before = topics::replicas(&bootstrap, &topic)?;
-    let turned: Vec<Vec<i32>> = before
-        .iter()
-        .map(|replicas| replicas.iter().cycle().skip(1).take(replicas.len()).copied().collect())
-        .collect();
+    let turned: Vec<Vec<i32>> =
+        before.iter().map(|replicas| replicas.iter().cycle().skip(1).take(replicas.len()).copied().collect()).collect();
     let partitions: Vec<_> = turned
         .iter()
         .enumerate()
@@ -95,9 +93,7 @@ pub(super) fn disk_full(stage: &mut Stage, _form: Form) -> Result<()> {
     let moment = stage.amid(0)?;
     stage.cluster()?.disk.as_ref().context("this cluster has a small disk")?.fill()?;
     let acked = stage.scenario.ledger.acked();
-    wait::until("the broker to end", DEADLINE, || {
-        Ok(stage.kafka()?.has_ended(1)?.then_some(()))
-    })?;
+    wait::until("the broker to end", DEADLINE, || Ok(stage.kafka()?.has_ended(1)?.then_some(())))?;
     stage.notes.push(format!("{} records were accepted while the disk filled", stage.scenario.ledger.acked() - acked));
     stage.cluster()?.disk.as_ref().context("this cluster has a small disk")?.clear()?;
     stage.kafka()?.start(1)?;

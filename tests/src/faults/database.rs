@@ -22,8 +22,9 @@ pub(super) fn stopped(stage: &mut Stage, _form: Form) -> Result<()> {
     stage.may_redeliver_since(&moment)?;
     thread::sleep(AWAY);
     stage.database()?.postgres.start()?;
-    stage.recover_flow(Instant::now())?;
-    stage.wait_until_caught_up(&moment)
+    let serves = Instant::now();
+    stage.recover_flow(serves)?;
+    stage.catch_up(&moment, serves)
 }
 
 pub(super) fn killed(stage: &mut Stage, _form: Form) -> Result<()> {
@@ -41,13 +42,15 @@ pub(super) fn killed(stage: &mut Stage, _form: Form) -> Result<()> {
     stage.may_redeliver_since(&moment)?;
     thread::sleep(AWAY);
     stage.database()?.postgres.start()?;
-    stage.recover_flow(Instant::now())?;
-    stage.wait_until_caught_up(&moment)
+    let serves = Instant::now();
+    stage.recover_flow(serves)?;
+    stage.catch_up(&moment, serves)
 }
 
 /// Sessions of hosts that are within COMMIT now.
 fn committing(stage: &Stage) -> Result<i64> {
-    const QUERY: &str = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database()
+    const QUERY: &str =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database()
         AND state = 'active' AND query ILIKE 'commit%'";
     match &stage.results {
         Results::Table(sink) => sink.number(QUERY, &[&HOST_SESSIONS]),

@@ -34,7 +34,8 @@ pub(super) fn killed(stage: &mut Stage, _form: Form) -> Result<()> {
 
 /// Sessions of hosts in the database.
 fn sessions(stage: &Stage) -> Result<i64> {
-    const QUERY: &str = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database()";
+    const QUERY: &str =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database()";
     match &stage.results {
         Results::Table(sink) => sink.number(QUERY, &[&HOST_SESSIONS]),
         Results::Topic(_) => Ok(0),
@@ -53,7 +54,9 @@ pub(super) fn terminated(stage: &mut Stage, _form: Form) -> Result<()> {
 }
 
 pub(super) fn frozen(stage: &mut Stage, _form: Form) -> Result<()> {
-    let lost = |stage: &Stage| Ok::<_, anyhow::Error>(stage.hosts[0].metrics()?.sum("tidemill_receive_rebalances_total", &[("kind", "lost")]));
+    let lost = |stage: &Stage| {
+        Ok::<_, anyhow::Error>(stage.hosts[0].metrics()?.sum("tidemill_receive_rebalances_total", &[("kind", "lost")]))
+    };
     let lost_before = lost(stage)?;
     let moment = stage.amid(0)?;
     stage.hosts[0].pause()?;

@@ -80,13 +80,27 @@ impl Lab {
         self.database.as_mut().context("it was started")
     }
 
-    /// Makes every link carry again, whatever was done to it.
-    pub fn mend_links(&self) {
-        let clusters = [&self.one, &self.three, &self.small].into_iter().flatten();
-        clusters.flat_map(|cluster| &cluster.proxies).for_each(|proxy| proxy.set(Link::Open));
-        if let Some(database) = &self.database {
-            database.proxy.set(Link::Open);
+    /// Makes every link carry again and every server serve again, whatever was done to them.
+    pub fn mend(&mut self) -> Result<()> {
+        for cluster in [&mut self.one, &mut self.three, &mut self.small].into_iter().flatten() {
+            cluster.proxies.iter().for_each(|proxy| proxy.set(Link::Open));
+            if let Some(disk) = &cluster.disk {
+                disk.clear()?;
+            }
+            for node in 1..=u16::try_from(cluster.proxies.len())? {
+                cluster.kafka.resume(node)?;
+                if cluster.kafka.has_ended(node)? {
+                    cluster.kafka.start(node)?;
+                }
+            }
         }
+        if let Some(database) = &mut self.database {
+            database.proxy.set(Link::Open);
+            if database.postgres.has_ended()? {
+                database.postgres.start()?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends a cluster that is not needed any more.
@@ -145,7 +159,11 @@ impl Disk {
 
     /// Gives it back.
     pub fn clear(&self) -> Result<()> {
-        Ok(fs::remove_file(self.path().join("ballast"))?)
+        let ballast = self.path().join("ballast");
+        if ballast.exists() {
+            fs::remove_file(ballast)?;
+        }
+        Ok(())
     }
 }
 

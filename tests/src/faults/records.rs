@@ -1,13 +1,13 @@
 //! What records, their guests and their topics do.
 
-use std::time::{Duration, Instant};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use xtask::lab::wait;
 
 use super::Form;
-use super::stage::{DEADLINE, Stage};
+use super::stage::{DEADLINE, Moment, Stage};
 use crate::checker::Stored;
 use crate::host;
 use crate::raw_headers::RawHeader;
@@ -21,6 +21,9 @@ retry.delay_min = \"50ms\"
 retry.delay_max = \"100ms\"
 limits.deadline = \"300ms\"
 limits.memory = \"16MiB\"";
+
+/// The client fetches little ahead, so that most of the log is unread when it is deleted.
+pub(super) const LITTLE_AHEAD: &str = "consumer_properties.\"queued.min.messages\" = \"10\"";
 
 /// What the guest `poison` does to a record is in its header of that name; beside it, a header that no guest can be shown.
 const CLASSES: [(&str, &str); 6] = [
@@ -134,7 +137,8 @@ pub(super) fn letters_denied(stage: &mut Stage, _form: Form) -> Result<()> {
 /// The record fits into its own topic; its letter does not fit into the one for letters.
 pub(super) fn letter_too_large(stage: &mut Stage, _form: Form) -> Result<()> {
     let letters = stage.letters();
-    let limit = |stage: &mut Stage, bytes: &str| topics::set(&stage.scenario.bootstrap, &letters, "max.message.bytes", bytes);
+    let limit =
+        |stage: &mut Stage, bytes: &str| topics::set(&stage.scenario.bootstrap, &letters, "max.message.bytes", bytes);
     limit(stage, "2000")?;
     let ballast = RawHeader::new("ballast", vec![b'x'; 4_000]);
     stalled(stage, "large", vec![ballast], |stage| limit(stage, "1048588"))
@@ -173,20 +177,24 @@ pub(super) fn expired(stage: &mut Stage, _form: Form) -> Result<()> {
     // More than the handler holds: the rest is unread, beyond what its client has fetched ahead.
     let backlog = Duration::from_secs(4);
     thread::sleep(backlog);
-    let moment = stage.look()?;
-    topics::delete_below(&stage.scenario.bootstrap, &stage.scenario.topic, &moment.ends)?;
-    for (partition, end) in (0..).zip(&moment.ends) {
+    let ends = stage.ends()?;
+    topics::delete_below(&stage.scenario.bootstrap, &stage.scenario.topic, &ends)?;
+    for (partition, end) in (0..).zip(&ends) {
         stage.expired.insert(partition, *end);
     }
     stage.database()?.postgres.start()?;
     let back = Instant::now();
-    stage.recover(&moment, back)?;
+    stage.recover(&Moment { ends: ends.clone(), ..standing }, back)?;
     let stored: Vec<Stored> = stage.results.stored()?;
-    let is_below = |stored: &&Stored| {
-        stage.expired.get(&stored.place.partition).is_some_and(|end| stored.place.offset < *end)
-    };
+    let is_below =
+        |stored: &&Stored| stage.expired.get(&stored.place.partition).is_some_and(|end| stored.place.offset < *end);
     let below = stored.iter().filter(is_below).count();
-    let deleted: i64 = moment.ends.iter().sum();
-    stage.notes.push(format!("{deleted} records deleted, {below} of them had been read"));
+    let deleted: i64 = ends.iter().sum();
+    let log = stage.hosts[0].log();
+    let said = log.lines().find(|line| line.contains("offset") && line.contains("out of range"));
+    stage.notes.push(format!(
+        "{deleted} records deleted, {below} of them had been read; the host said: {}",
+        said.unwrap_or("nothing")
+    ));
     Ok(())
 }

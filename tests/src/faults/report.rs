@@ -76,12 +76,14 @@ impl Row {
         let summary = ended.verdict.summary;
         let mut recoveries = ended.recoveries;
         recoveries.sort();
-        let seconds = |duration: Option<&Duration>| duration.map_or(0.0, |duration| (duration.as_secs_f64() * 1000.0).round() / 1000.0);
+        let seconds = |duration: Option<&Duration>| {
+            duration.map_or(0.0, |duration| (duration.as_secs_f64() * 1000.0).round() / 1000.0)
+        };
         Row {
             fault: fault.name,
             mode: mode.name,
             runs,
-            injected: ended.moments.len(),
+            injected: ended.injected,
             acknowledged: summary.acked,
             unknown: summary.unknown,
             sink: summary.stored,
@@ -206,4 +208,62 @@ pub fn table(rows: &[Row]) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::{Faults, Summary, Verdict};
+    use crate::faults::FAULTS;
+    use crate::faults::mode::AT_LEAST_ONCE;
+
+    fn row(faults: Vec<crate::checker::Fault>, recoveries: &[u64]) -> Row {
+        let summary = Summary { acked: 5, stored: 5, repeated: 2, ..Summary::default() };
+        let recoveries = recoveries.iter().copied().map(Duration::from_secs).collect();
+        let verdict = Verdict { summary, faults: Faults(faults) };
+        let ended = Ended { verdict, in_hand: 3, moments: Vec::new(), recoveries, injected: 1, notes: Vec::new() };
+        Row::new(&FAULTS[0], &AT_LEAST_ONCE, 1, ended, Duration::ZERO)
+    }
+
+    #[test]
+    fn a_row_for_programs_has_these_fields() {
+        let value = serde_json::to_value(row(Vec::new(), &[1])).unwrap();
+        let fields: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+        let mut expected = [
+            "fault",
+            "mode",
+            "runs",
+            "injected",
+            "acknowledged",
+            "unknown",
+            "sink",
+            "dead_letters",
+            "lost",
+            "invented",
+            "duplicates",
+            "duplicates_bound",
+            "order_violations",
+            "recovery_seconds_p50",
+            "recovery_seconds_max",
+        ];
+        expected.sort_unstable();
+        assert_eq!(
+            fields.into_iter().collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>(),
+            expected
+        );
+    }
+
+    #[test]
+    fn recovery_is_told_by_its_median_and_its_maximum() {
+        let row = row(Vec::new(), &[9, 1, 2, 3]);
+        assert_eq!((row.recovery_seconds_p50, row.recovery_seconds_max), (2.0, 9.0));
+        assert!(row.is_well() && table(&[row]).contains("MISSED"), "an aim that is missed is no broken promise");
+    }
+
+    #[test]
+    fn what_is_wrong_stands_below_the_table() {
+        let row = row(vec![crate::checker::Fault::ReadersDiffer(1)], &[1]);
+        assert!(!row.is_well());
+        assert!(table(&[row]).contains("FAILED host-killed at-least-once: 1 broken promises"));
+    }
 }

@@ -76,12 +76,12 @@ fn played(lab: &mut Lab, fault: &Fault, mode: &'static Mode, form: Form, seed: u
     for turn in 1..=runs {
         let mut tries = 1;
         loop {
-            let done = (fault.inject)(&mut stage, form);
-            match done {
+            match stage.strike(|stage| (fault.inject)(stage, form)) {
                 Ok(()) => break,
                 Err(error) if error.is::<NotInjected>() && tries < INJECTIONS_MAX => tries += 1,
                 Err(error) => {
-                    return Err(error.context(format!("turn {turn} of {runs}\n{}", stage.log_tails(LOG_LINES))));
+                    eprintln!("{}", stage.log_tails(LOG_LINES));
+                    return Err(error.context(format!("turn {turn} of {runs}")));
                 }
             }
         }
@@ -89,5 +89,9 @@ fn played(lab: &mut Lab, fault: &Fault, mode: &'static Mode, form: Form, seed: u
         eprintln!("   {turn}/{runs}: amid {} in flight, recovered in {recovery:.1?}", stage.last_in_flight());
     }
     let tails = stage.log_tails(LOG_LINES);
-    stage.finish().map_err(|error| error.context(tails))
+    let ended = stage.finish().inspect_err(|_| eprintln!("{tails}"))?;
+    if !ended.verdict.faults.0.is_empty() {
+        eprintln!("{tails}");
+    }
+    Ok(ended)
 }

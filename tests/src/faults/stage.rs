@@ -1,6 +1,6 @@
 //! What a fault is done to: hosts at work under load, and what the checker notes of them meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -9,21 +9,24 @@ use xtask::lab::wait;
 
 use super::SESSION_TIMEOUT;
 use super::lab::{Cluster, Database, Lab, Which};
-use super::mode::{Kind, Mode};
+use super::mode::{Kind, Mode, Promise};
 use crate::checker::{self, Commit, Evidence, Standing, Stored, Verdict};
 use crate::client::{Load, Report, Running};
 use crate::host::{Handler, Host, Setup};
+use crate::ledger::Place;
 use crate::names;
 use crate::results::{Forwarded, Results};
 use crate::sampler::Sampler;
 use crate::scenario::{Scenario, dead_letters};
 use crate::sink::Sink;
-use crate::topics::{self, Group};
+use crate::topics::{self, Along, Group};
 
 /// How long a fault waits for records in flight before it counts as not injected.
 const INJECTION_DEADLINE: Duration = Duration::from_secs(30);
 /// Bounds each wait for a host to be well again.
 pub const DEADLINE: Duration = Duration::from_secs(90);
+/// Records in requests that ingest has in hand: those of a [`Load::endless`].
+const ON_THEIR_WAY: usize = 40;
 /// Requests to hosts that are killed may be lost: less is a load that never ran.
 const ACCEPTED_MIN: usize = 100;
 
@@ -67,7 +70,7 @@ impl Plan {
         partitions: 4,
         keys: 40,
         rate: 300.0,
-        delay: Duration::from_millis(3),
+        delay: Duration::from_millis(8),
         commit_delay: Duration::ZERO,
         results: Kind::Table,
         guest: "slow",
@@ -112,9 +115,11 @@ pub struct Stage<'a> {
     group: Group,
     load: Option<Running>,
     sampler: Option<Sampler>,
+    along: Option<Along>,
     moments: Vec<Moment>,
     in_hand: usize,
     recoveries: Vec<Duration>,
+    injected: usize,
     dice: fastrand::Rng,
 }
 
@@ -154,6 +159,8 @@ pub struct Ended {
     pub moments: Vec<Moment>,
     /// How long each recovery took.
     pub recoveries: Vec<Duration>,
+    /// How often the fault came, amid records in flight each time.
+    pub injected: usize,
     /// What else there is to say.
     pub notes: Vec<String>,
 }
@@ -161,7 +168,7 @@ pub struct Ended {
 impl<'a> Stage<'a> {
     /// Starts everything, and waits until records flow.
     pub fn start(lab: &'a mut Lab, plan: Plan, mode: &'static Mode, seed: u64) -> Result<Stage<'a>> {
-        lab.mend_links();
+        lab.mend()?;
         let kind = mode.results.unwrap_or(plan.results);
         let kafka = &lab.cluster(plan.cluster())?.kafka;
         let (bootstrap, front) = (kafka.bootstrap(), kafka.bootstrap_of_fronts());
@@ -175,8 +182,7 @@ impl<'a> Stage<'a> {
         } else {
             Scenario::without_letters(&bootstrap, plan.partitions, sink)?
         };
-        let door_setup =
-            Setup::on_kafka(&for_hosts, &[&scenario.topic]).argument("--only").argument("ingest");
+        let door_setup = Setup::on_kafka(&for_hosts, &[&scenario.topic]).argument("--only").argument("ingest");
         let setup = Setup::on_kafka(&for_hosts, &[]);
         let (results, setup) = match kind {
             Kind::Table => {
@@ -199,6 +205,10 @@ impl<'a> Stage<'a> {
             expired: BTreeMap::new(),
             notes: Vec::new(),
             sampler: Some(scenario.watch(&scenario.handler, &results)?),
+            along: match &results {
+                Results::Table(_) => None,
+                Results::Topic(forwarded) => Some(Along::start(&bootstrap, &forwarded.out)?),
+            },
             load: None,
             scenario,
             results,
@@ -210,6 +220,7 @@ impl<'a> Stage<'a> {
             moments: Vec::new(),
             in_hand: 0,
             recoveries: Vec::new(),
+            injected: 0,
             dice: fastrand::Rng::with_seed(seed),
         };
         for _ in 0..plan.hosts {
@@ -330,15 +341,40 @@ impl<'a> Stage<'a> {
         Ok(self.group.committed()?.into_iter().map(Option::unwrap_or_default).collect())
     }
 
-    /// Notes that what was in hand at a moment may be redelivered: what was committed then is known, and what was
-    /// delivered is at most what the topic has now.
+    /// The ends of the partitions now.
+    pub fn ends(&self) -> Result<Vec<i64>> {
+        self.group.ends()
+    }
+
+    /// Notes that what was in hand at a moment may be redelivered, when nothing could be delivered after it: what was
+    /// committed then is known, and what was delivered is at most what the topic had, and what was on its way into it.
+    pub fn may_redeliver(&mut self, moment: &Moment) {
+        self.in_hand += moment.uncommitted + ON_THEIR_WAY;
+    }
+
+    /// The same in a mode that commits first: what is committed and not settled is lost, and all of it is seen at once.
+    fn may_lose(&mut self) -> Result<()> {
+        let committed: i64 = self.committed()?.iter().sum();
+        let places: BTreeSet<Place> =
+            self.results.stored()?.iter().chain(&self.scenario.dead()?).map(|stored| stored.place).collect();
+        self.in_hand = usize::try_from(committed)?.saturating_sub(places.len());
+        Ok(())
+    }
+
+    /// The same when the topic grows on: what was delivered is at most what it has now.
     pub fn may_redeliver_since(&mut self, moment: &Moment) -> Result<()> {
+        if self.mode.promise == Promise::NothingRepeated {
+            return self.may_lose();
+        }
         self.in_hand += above(&moment.committed, &self.group.ends()?);
         Ok(())
     }
 
     /// The same, told exactly, for a host that is dead: what it stored of its partitions and did not commit.
-    pub fn may_redeliver_what_is_stored(&mut self, partitions: &[i32]) -> Result<usize> {
+    pub fn may_redeliver_what_is_stored(&mut self, partitions: &[i32]) -> Result<()> {
+        if self.mode.promise == Promise::NothingRepeated {
+            return self.may_lose();
+        }
         let committed = self.committed()?;
         let is_in_hand = |stored: &Stored| {
             let partition = stored.place.partition;
@@ -350,7 +386,7 @@ impl<'a> Stage<'a> {
         places.sort();
         places.dedup();
         self.in_hand += places.len();
-        Ok(places.len())
+        Ok(())
     }
 
     /// The partitions that a host has, as it says itself.
@@ -365,6 +401,13 @@ impl<'a> Stage<'a> {
         wait::until("all that was there at the fault to be committed", DEADLINE, || {
             Ok((above(&self.committed()?, &moment.ends) == 0).then_some(()))
         })
+    }
+
+    /// The same after a fault whose recovery is told by something else: a note says how long all of it took.
+    pub fn catch_up(&mut self, moment: &Moment, since: Instant) -> Result<()> {
+        self.wait_until_caught_up(moment)?;
+        self.notes.push(format!("all that was there at the fault was committed after {:.1?}", since.elapsed()));
+        Ok(())
     }
 
     /// The same, and notes how long it took since then.
@@ -412,6 +455,17 @@ impl<'a> Stage<'a> {
         self.load.take().context("the load runs")?.stop()
     }
 
+    /// Does the fault once. That it came amid something is shown by the moments that were noted meanwhile.
+    pub fn strike(&mut self, inject: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let moments = self.moments.len();
+        inject(self)?;
+        if self.moments.len() == moments {
+            return Err(NotInjected.into());
+        }
+        self.injected += 1;
+        Ok(())
+    }
+
     /// Ends the load, waits until all is done, and asks the judge.
     pub fn finish(mut self) -> Result<Ended> {
         if self.load.is_some() {
@@ -419,11 +473,14 @@ impl<'a> Stage<'a> {
         }
         self.scenario.wait_until_committed(DEADLINE)?;
         let commits = self.sampler.take().context("the sampler runs")?.stop()?;
-        let evidence = self.evidence(commits)?;
+        let mut evidence = self.evidence(commits)?;
+        if let Some(along) = self.along.take() {
+            evidence.read_along = Some(along.stop(evidence.stored.len())?);
+        }
         let verdict = checker::judge(&evidence, &self.mode.promise.allows(self.in_hand));
         ensure!(verdict.summary.acked >= ACCEPTED_MIN, "only {} records were accepted", verdict.summary.acked);
-        let Stage { in_hand, moments, recoveries, notes, .. } = self;
-        Ok(Ended { verdict, in_hand, moments, recoveries, notes })
+        let Stage { in_hand, moments, recoveries, injected, notes, .. } = self;
+        Ok(Ended { verdict, in_hand, moments, recoveries, injected, notes })
     }
 
     fn evidence(&self, commits: Vec<Commit>) -> Result<Evidence> {

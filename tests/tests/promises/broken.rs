@@ -33,6 +33,11 @@ fn is_caught(name: &str) -> Result<()> {
     let _machine = servers::in_company();
     let breakage = Breakage::named(name)?;
     let faults = breakage.run()?;
-    assert!(faults.checks().contains(&breakage.by), "the judge saw {:?}, not `{}`\n{faults}", faults.checks(), breakage.by);
+    assert!(
+        faults.checks().contains(&breakage.by),
+        "the judge saw {:?}, not `{}`\n{faults}",
+        faults.checks(),
+        breakage.by
+    );
     Ok(())
 }

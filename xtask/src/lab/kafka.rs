@@ -106,7 +106,8 @@ impl Kafka {
         let ports = port::free::<12>()?;
         let cluster = cluster_id();
         let plan: Vec<(u16, Ports)> = (1..=count).zip(ports.chunks(4).map(Ports::of)).collect();
-        let voters: Vec<String> = plan.iter().map(|(id, ports)| format!("{id}@127.0.0.1:{}", ports.controllers)).collect();
+        let voters: Vec<String> =
+            plan.iter().map(|(id, ports)| format!("{id}@127.0.0.1:{}", ports.controllers)).collect();
         let mut formats = Vec::new();
         for (id, ports) in &plan {
             let properties = folder.path().join(format!("node{id}.properties"));
@@ -254,7 +255,10 @@ fn properties_of(id: u16, options: &Options, ports: Ports, voters: &str, data: &
     let mut set = |key: &str, value: &str| writeln!(text, "{key}={value}").expect("a string takes everything");
     set("node.id", &id.to_string());
     set("controller.quorum.voters", voters);
-    set("listeners", &format!("PLAINTEXT://127.0.0.1:{clients},FRONT://127.0.0.1:{behind},CONTROLLER://127.0.0.1:{controllers}"));
+    set(
+        "listeners",
+        &format!("PLAINTEXT://127.0.0.1:{clients},FRONT://127.0.0.1:{behind},CONTROLLER://127.0.0.1:{controllers}"),
+    );
     set("advertised.listeners", &format!("PLAINTEXT://127.0.0.1:{clients},FRONT://127.0.0.1:{front}"));
     set("log.dirs", data);
     set("default.replication.factor", &nodes.to_string());

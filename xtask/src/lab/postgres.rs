@@ -76,6 +76,11 @@ impl Postgres {
         self.process.kill()
     }
 
+    /// Whether it has ended, by itself or by us.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.process.exited()?.is_some())
+    }
+
     /// Starts it again on the same port and data.
     pub fn start(&mut self) -> Result<()> {
         if self.process.exited()?.is_none() {
