@@ -146,7 +146,7 @@ pub const FAULTS: &[Fault] = &[
         modes: &[&AT_LEAST_ONCE],
         plan: Plan { nodes: 3, hosts: 1, partitions: 6, ..Plan::TABLE },
         times: 5,
-        clock: "the order → all that was there then is committed",
+        clock: "the leaders have moved → all that was there before is committed",
         aim: None,
         inject: broker::leaders_moved,
     },

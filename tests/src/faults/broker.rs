@@ -79,14 +79,13 @@ pub(super) fn leaders_moved(stage: &mut Stage, _form: Form) -> Result<()> {
     // The new order of the replicas says who is preferred; the election makes those the leaders.
     stage.kafka()?.command("reassign.ReassignPartitionsCommand", &["--reassignment-json-file", order, "--execute"])?;
     let moment = stage.amid(0)?;
-    let began = Instant::now();
     let election = ["--election-type", "preferred", "--path-to-json-file", order];
     stage.kafka()?.command("LeaderElectionCommand", &election)?;
     wait::until("the leaders to have moved", DEADLINE, || {
         let now = topics::replicas(&bootstrap, &topic)?;
         Ok(now.iter().zip(&before).all(|(now, before)| now.first() != before.first()).then_some(()))
     })?;
-    stage.recover(&moment, began)
+    stage.recover(&moment, Instant::now())
 }
 
 pub(super) fn disk_full(stage: &mut Stage, _form: Form) -> Result<()> {

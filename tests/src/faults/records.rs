@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use xtask::lab::wait;
 
 use super::Form;
-use super::stage::{DEADLINE, Moment, Stage};
+use super::stage::{DEADLINE, Stage};
 use crate::checker::Stored;
 use crate::host;
 use crate::raw_headers::RawHeader;
@@ -184,14 +184,14 @@ pub(super) fn expired(stage: &mut Stage, _form: Form) -> Result<()> {
     }
     stage.database()?.postgres.start()?;
     let back = Instant::now();
-    stage.recover(&Moment { ends: ends.clone(), ..standing }, back)?;
+    stage.recover(&standing.with_ends(ends.clone()), back)?;
     let stored: Vec<Stored> = stage.results.stored()?;
     let is_below =
         |stored: &&Stored| stage.expired.get(&stored.place.partition).is_some_and(|end| stored.place.offset < *end);
     let below = stored.iter().filter(is_below).count();
     let deleted: i64 = ends.iter().sum();
     let log = stage.hosts[0].log();
-    let said = log.lines().find(|line| line.contains("offset") && line.contains("out of range"));
+    let said = log.lines().find(|line| line.contains("OFFSET") || line.to_lowercase().contains("out of range"));
     stage.notes.push(format!(
         "{deleted} records deleted, {below} of them had been read; the host said: {}",
         said.unwrap_or("nothing")
