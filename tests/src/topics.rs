@@ -13,6 +13,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::metadata::{Metadata, MetadataPartition};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use xtask::lab::wait;
@@ -22,6 +23,9 @@ use crate::ledger::Place;
 use crate::raw_headers::{self, RawHeader};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// One question to a broker that may be frozen: then it is asked again, perhaps elsewhere.
+const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+const ASK_DEADLINE: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(100);
 
 /// A record as it lies in a topic, byte for byte.
@@ -221,7 +225,7 @@ pub fn set(bootstrap: &str, topic: &str, key: &str, value: &str) -> Result<()> {
 /// Whether there is such a topic.
 pub fn exists(bootstrap: &str, topic: &str) -> Result<bool> {
     let consumer: BaseConsumer = config(bootstrap).create()?;
-    let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT)?;
+    let metadata = metadata(&consumer, topic)?;
     Ok(metadata.topics().first().is_some_and(|topic| !topic.partitions().is_empty()))
 }
 
@@ -229,11 +233,7 @@ pub fn exists(bootstrap: &str, topic: &str) -> Result<bool> {
 pub fn wait_until_in_sync(bootstrap: &str, topic: &str, replicas: usize, deadline: Duration) -> Result<()> {
     let consumer: BaseConsumer = config(bootstrap).create()?;
     wait::until(&format!("{replicas} replicas of `{topic}` in sync"), deadline, || {
-        let metadata = match consumer.fetch_metadata(Some(topic), TIMEOUT) {
-            Ok(metadata) => metadata,
-            Err(error) if is_passing(&error) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
+        let metadata = metadata(&consumer, topic)?;
         let all = metadata.topics().iter().flat_map(|topic| topic.partitions());
         Ok(all.clone().all(|partition| partition.isr().len() >= replicas).then_some(()))
     })
@@ -242,11 +242,11 @@ pub fn wait_until_in_sync(bootstrap: &str, topic: &str, replicas: usize, deadlin
 /// The brokers that have each partition, its leader first.
 pub fn replicas(bootstrap: &str, topic: &str) -> Result<Vec<Vec<i32>>> {
     let consumer: BaseConsumer = config(bootstrap).create()?;
-    let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT)?;
+    let metadata = metadata(&consumer, topic)?;
     let topic = metadata.topics().first().context("the broker answers for the topic")?;
     let mut partitions: Vec<_> = topic.partitions().iter().collect();
     partitions.sort_by_key(|partition| partition.id());
-    let of = |partition: &&rdkafka::metadata::MetadataPartition| {
+    let of = |partition: &&MetadataPartition| {
         let mut replicas = partition.replicas().to_vec();
         replicas.sort_by_key(|id| *id != partition.leader());
         replicas
@@ -264,10 +264,12 @@ pub fn ends(bootstrap: &str, topic: &str) -> Result<Vec<i64>> {
 fn ends_of(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<Vec<i64>> {
     // A partition whose leader has just died is asked for again.
     let end = |partition: i32| {
-        wait::until("a partition's leader", TIMEOUT, || match consumer.fetch_watermarks(topic, partition, TIMEOUT) {
-            Ok((_, end)) => Ok(Some(end)),
-            Err(error) if is_passing(&error) => Ok(None),
-            Err(error) => Err(error.into()),
+        wait::until("a partition's leader", ASK_DEADLINE, || {
+            match consumer.fetch_watermarks(topic, partition, ASK_TIMEOUT) {
+                Ok((_, end)) => Ok(Some(end)),
+                Err(error) if is_passing(&error) => Ok(None),
+                Err(error) => Err(error.into()),
+            }
         })
     };
     (0..partitions).map(end).collect()
@@ -302,8 +304,8 @@ impl Group {
     pub fn committed(&self) -> Result<Vec<Option<i64>>> {
         let mut asked = TopicPartitionList::new();
         asked.add_partition_range(&self.topic, 0, self.partitions - 1);
-        let answer = wait::until("the group's coordinator", TIMEOUT, || {
-            match self.consumer.committed_offsets(asked.clone(), TIMEOUT) {
+        let answer = wait::until("the group's coordinator", ASK_DEADLINE, || {
+            match self.consumer.committed_offsets(asked.clone(), ASK_TIMEOUT) {
                 Ok(answer) => Ok(Some(answer)),
                 Err(error) if is_passing(&error) => Ok(None),
                 Err(error) => Err(error.into()),
@@ -350,8 +352,18 @@ fn kept_of(message: &BorrowedMessage<'_>) -> Kept {
     }
 }
 
+fn metadata(consumer: &BaseConsumer, topic: &str) -> Result<Metadata> {
+    wait::until("a broker that knows the topics", ASK_DEADLINE, || {
+        match consumer.fetch_metadata(Some(topic), ASK_TIMEOUT) {
+            Ok(metadata) => Ok(Some(metadata)),
+            Err(error) if is_passing(&error) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    })
+}
+
 fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<i32> {
-    let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT)?;
+    let metadata = metadata(consumer, topic)?;
     let found = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
     ensure!(found > 0, "there is no topic `{topic}`");
     Ok(i32::try_from(found)?)
@@ -384,6 +396,8 @@ fn is_passing(error: &KafkaError) -> bool {
 fn config(bootstrap: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", bootstrap).set("enable.auto.commit", "false");
+    // A broker that is frozen is given up by its client before the test is.
+    config.set("socket.timeout.ms", "5000").set("topic.metadata.refresh.interval.ms", "2000");
     config
 }
 
