@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
 use tidemill_core::partition::{CallRecord, Verdict};
-use tidemill_core::record::{Chunk, HeaderRef, Record, Timestamp, TopicPartition};
+use tidemill_core::record::{ChunkBuilder, HeaderRef, Record, Timestamp, TopicPartition};
 use tidemill_core::retry::{Class, RetryPolicy};
 
 use super::*;
@@ -80,14 +80,14 @@ async fn a_shortage_of_the_host_is_nobodys_fault() {
 #[tokio::test]
 async fn a_dead_letter_keeps_every_byte_and_says_what_happened() {
     let world = World::new(vec![]);
-    let mut chunk = Chunk::default();
+    let mut chunk = ChunkBuilder::default();
     let headers = [
         HeaderRef { name: b"h", value: Some(b"1") },
         HeaderRef { name: b"h", value: None },
         HeaderRef { name: b"\xff", value: Some(b"\x00\x01") },
     ];
     chunk.push(7, Timestamp::Create(1234), Some(b"\xffkey"), None, headers);
-    let record = Arc::new(chunk).records().next().expect("one record");
+    let record = Arc::new(chunk.build()).records().next().expect("one record");
     let mut attempt = attempt("");
     attempt.records = vec![CallRecord { record, lane: 0, tries: 0, charged: 0 }];
     let reason = Reason { code: "bad".to_owned(), detail: "é".repeat(2000) };
@@ -123,10 +123,10 @@ async fn a_record_waits_for_as_long_as_its_dead_letter_cannot_be_written() {
 #[tokio::test]
 async fn a_dead_letter_about_a_dead_letter_keeps_the_first_origin() {
     let world = World::new(vec![]);
-    let mut chunk = Chunk::default();
+    let mut chunk = ChunkBuilder::default();
     let first = [HeaderRef { name: b"tidemill.error.topic", value: Some(b"origin") }];
     chunk.push(0, Timestamp::None, None, Some(b"v"), first);
-    let record = Arc::new(chunk).records().next().expect("one record");
+    let record = Arc::new(chunk.build()).records().next().expect("one record");
     let mut attempt = attempt("");
     attempt.records = vec![CallRecord { record, lane: 0, tries: 0, charged: 0 }];
     world.settler.settle(&attempt, called(Ok(vec![Outcome::DeadLetter(Reason::default())]))).await;
