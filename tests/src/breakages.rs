@@ -5,11 +5,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use xtask::lab::kafka::Kafka;
 use xtask::lab::wait;
 
-use crate::checker::{self, Allowed, Commit, Faults};
+use crate::checker::{self, Allowed, Commit, Faults, Stored};
 use crate::client::Load;
 use crate::host::{Handler, Setup};
+use crate::ledger::Body;
 use crate::raw_headers::RawHeader;
 use crate::results::{Forwarded, Results};
 use crate::scenario::{Odd, Scenario};
@@ -33,6 +35,12 @@ pub const BREAKAGES: &[Breakage] = &[
     Breakage { name: "drop-on-full", by: "nothing lost", run: drop_on_full },
     Breakage { name: "commit-past-gap", by: "commits never pass unsettled work", run: commit_past_gap },
     Breakage { name: "letter-not-awaited", by: "nothing lost", run: letter_not_awaited },
+    Breakage { name: "offsets-outside-transaction", by: "nothing lost", run: offsets_outside_transaction },
+    Breakage {
+        name: "new-transaction-after-unknown",
+        by: "duplicates within the bound",
+        run: new_transaction_after_unknown,
+    },
 ];
 
 impl Breakage {
@@ -136,6 +144,76 @@ fn letter_not_awaited() -> Result<Faults> {
     scenario.wait_until_committed(DEADLINE)?;
     let evidence = scenario.evidence_in(&results, commits.stop()?)?;
     Ok(checker::judge(&evidence, &Allowed::default()).faults)
+}
+
+/// Offsets are there while their outputs are in an open transaction: a host that is killed then takes the outputs with it.
+fn offsets_outside_transaction() -> Result<Faults> {
+    let scenario = Scenario::with(&servers::kafka(), 2, Sink::at(String::new()))?;
+    let out = names::unique("out");
+    topics::create(&scenario.bootstrap, &out, 1)?;
+    let results = Results::Topic(Forwarded::from(&scenario, &out));
+    let door =
+        Setup::on_kafka(&scenario.bootstrap, &[&scenario.topic]).argument("--only").argument("ingest").start()?;
+    let host = |interval: &str| {
+        let manifest = format!(
+            "delivery = \"exactly-once\"\nexactly_once.interval = \"{interval}\"\n\
+             consumer_properties.\"session.timeout.ms\" = \"6000\"\n"
+        );
+        Setup::on_kafka(&scenario.bootstrap, &[]).handler(forwarding(&scenario, &out, &manifest))
+    };
+    let mut broken = host("2s").fault("offsets-outside-transaction").start()?;
+    scenario.send(&door, &Load::batches("load", 1_000).rate(200.0))?;
+    wait::until("offsets that are ahead of the outputs", DEADLINE, || {
+        let committed = topics::committed(&scenario.bootstrap, &scenario.handler, &scenario.topic)?;
+        let committed: i64 = committed.into_iter().flatten().sum();
+        Ok((committed >= i64::try_from(results.stored()?.len())? + 50).then_some(()))
+    })?;
+    broken.kill()?;
+    let _next = host("100ms").start()?;
+    scenario.wait_until_committed(DEADLINE)?;
+    // Readers wait for the dead host's transaction until the broker has aborted it.
+    scenario.send(&door, &Load::batches("after", 100))?;
+    wait::until("readers to see what came after", DEADLINE, || {
+        Ok(results.stored()?.iter().any(|stored| is_of(stored, "after")).then_some(()))
+    })?;
+    let evidence = scenario.evidence_in(&results, Vec::new())?;
+    Ok(checker::judge(&evidence, &Allowed::default()).faults)
+}
+
+/// A broker that hangs when a commit is on its way, for longer than the host waits, commits it when it wakes.
+fn new_transaction_after_unknown() -> Result<Faults> {
+    const HANG: Duration = Duration::from_secs(20);
+    const HANGS_MAX: usize = 4;
+    let mut lab = Kafka::start_nodes(1)?;
+    let scenario = Scenario::with(&lab.bootstrap(), 2, Sink::at(String::new()))?;
+    let out = names::unique("out");
+    topics::create(&scenario.bootstrap, &out, 1)?;
+    let results = Results::Topic(Forwarded::from(&scenario, &out));
+    let manifest = "delivery = \"exactly-once\"\nexactly_once.interval = \"20ms\"\n";
+    let host = Setup::on_kafka(&scenario.bootstrap, &[&scenario.topic]);
+    let host = host.handler(forwarding(&scenario, &out, manifest)).fault("new-transaction-after-unknown").start()?;
+    for hang in 0..HANGS_MAX {
+        let load = Load::endless(&format!("load-{hang}"), 500.0);
+        let load = load.start(&host.ingest()?, &scenario.topic, &scenario.ledger);
+        let before = results.stored()?.len();
+        wait::until("records to flow", DEADLINE, || Ok((results.stored()?.len() > before + 500).then_some(())))?;
+        lab.pause(1)?;
+        std::thread::sleep(HANG);
+        lab.resume(1)?;
+        load.stop()?;
+        scenario.wait_until_committed(DEADLINE)?;
+        let evidence = scenario.evidence_in(&results, Vec::new())?;
+        let faults = checker::judge(&evidence, &Allowed::default()).faults;
+        if !faults.0.is_empty() {
+            return Ok(faults);
+        }
+    }
+    Ok(Faults(Vec::new()))
+}
+
+fn is_of(stored: &Stored, producer: &str) -> bool {
+    let body = stored.value.as_deref().and_then(Body::from_bytes);
+    body.is_some_and(|body| body.producer == producer)
 }
 
 fn forwarding(scenario: &Scenario, out: &str, manifest: &str) -> Handler {

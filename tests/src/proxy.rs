@@ -156,13 +156,19 @@ fn carry_bytes(from: &mut TcpStream, to: &mut TcpStream, state: &Mutex<State>) {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
             Err(_) => return,
         };
+        // It may have changed while nothing came.
+        let (link, changes) = {
+            let state = locked(state);
+            (state.link, state.changes)
+        };
         match link {
             Link::Silent => {
                 lost = Some(changes);
                 continue;
             }
             Link::Slow(delay) => wait(delay, state),
-            Link::Open | Link::Cut => {}
+            Link::Open => {}
+            Link::Cut => return,
         }
         if to.write_all(&chunk[..count]).is_err() {
             return;

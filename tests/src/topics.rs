@@ -373,8 +373,8 @@ fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<i32> {
 fn is_passing(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{
         AllBrokersDown, BrokerNotAvailable, BrokerTransportFailure, CoordinatorLoadInProgress, CoordinatorNotAvailable,
-        DestroyBroker, LeaderNotAvailable, NotCoordinator, NotLeaderForPartition, OperationTimedOut, RequestTimedOut,
-        Resolve,
+        DestroyBroker, LeaderNotAvailable, NotCoordinator, NotLeaderForPartition, OffsetNotAvailable,
+        OperationTimedOut, RequestTimedOut, Resolve,
     };
     let passing = [
         AllBrokersDown,
@@ -386,6 +386,7 @@ fn is_passing(error: &KafkaError) -> bool {
         LeaderNotAvailable,
         NotCoordinator,
         NotLeaderForPartition,
+        OffsetNotAvailable,
         OperationTimedOut,
         RequestTimedOut,
         Resolve,

@@ -23,6 +23,9 @@ struct Args {
     /// Only faults, or breakages, whose name contains this
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
+    /// Only modes of delivery whose name contains this
+    #[arg(long, value_name = "MODE")]
+    mode: Option<String>,
     /// Also write the figures here, as a list of objects
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -69,7 +72,7 @@ fn faults(args: &Args) -> Result<()> {
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
     let form = if args.quick { Form::Quick } else { Form::Full };
     eprintln!("seed {seed}");
-    let outcome = runner::run(form, args.only.as_deref(), seed);
+    let outcome = runner::run(form, args.only.as_deref(), args.mode.as_deref(), seed);
     let took = started.elapsed();
     println!("\n{}", report::table(&outcome.rows));
     for (fault, reason) in &outcome.not_run {

@@ -39,6 +39,22 @@ pub enum Promise {
 pub const AT_LEAST_ONCE: Mode =
     Mode { name: "at-least-once", manifest: "", results: None, promise: Promise::NothingLost };
 
+/// Committed first, called once.
+pub const AT_MOST_ONCE: Mode = Mode {
+    name: "at-most-once",
+    manifest: "delivery = \"at-most-once\"\n",
+    results: None,
+    promise: Promise::NothingRepeated,
+};
+
+/// Outputs and offsets in one Kafka transaction.
+pub const EXACTLY_ONCE_KAFKA: Mode = Mode {
+    name: "exactly-once (kafka)",
+    manifest: "delivery = \"exactly-once\"\n",
+    results: Some(Kind::Topic),
+    promise: Promise::Exact,
+};
+
 impl Promise {
     /// What it allows when so many records were in hand at the faults.
     pub fn allows(self, in_hand: usize) -> Allowed {

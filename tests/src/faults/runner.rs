@@ -24,8 +24,8 @@ pub struct Outcome {
     pub not_run: Vec<(&'static str, String)>,
 }
 
-/// Runs the faults whose name contains `only`, in this form.
-pub fn run(form: Form, only: Option<&str>, seed: u64) -> Outcome {
+/// Runs the faults whose name contains `only`, in the modes whose name contains `mode`, in this form.
+pub fn run(form: Form, only: Option<&str>, mode: Option<&str>, seed: u64) -> Outcome {
     let mut lab = Lab::default();
     let mut outcome = Outcome::default();
     let chosen: Vec<&Fault> = FAULTS.iter().filter(|fault| only.is_none_or(|only| fault.name.contains(only))).collect();
@@ -35,8 +35,9 @@ pub fn run(form: Form, only: Option<&str>, seed: u64) -> Outcome {
             outcome.not_run.push((fault.name, reason));
             continue;
         }
-        let modes = if form == Form::Quick { &fault.modes[..1] } else { fault.modes };
-        for mode in modes {
+        let all = form == Form::Full || mode.is_some();
+        let modes = if all { fault.modes } else { &fault.modes[..fault.quick_modes] };
+        for mode in modes.iter().filter(|chosen| mode.is_none_or(|mode| chosen.name.contains(mode))) {
             eprintln!("-- {} of {}: {}, {}: {}", number + 1, chosen.len(), fault.name, mode.name, fault.story);
             let row = one(&mut lab, fault, mode, form, seed);
             eprintln!("{}", row.line());

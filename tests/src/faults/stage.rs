@@ -211,7 +211,7 @@ impl<'a> Stage<'a> {
             hosts: Vec::new(),
             expired: BTreeMap::new(),
             notes: Vec::new(),
-            sampler: Some(scenario.watch(&scenario.handler, &results)?),
+            sampler: Some(watch_commits(&scenario, &results, mode)?),
             along: match &results {
                 Results::Table(_) => None,
                 Results::Topic(forwarded) => Some(Along::start(&bootstrap, &forwarded.out)?),
@@ -364,7 +364,7 @@ impl<'a> Stage<'a> {
         let committed: i64 = self.committed()?.iter().sum();
         let places: BTreeSet<Place> =
             self.results.stored()?.iter().chain(&self.scenario.dead()?).map(|stored| stored.place).collect();
-        self.in_hand = usize::try_from(committed)?.saturating_sub(places.len());
+        self.in_hand = self.in_hand.max(usize::try_from(committed)?.saturating_sub(places.len()));
         Ok(())
     }
 
@@ -511,6 +511,17 @@ impl<'a> Stage<'a> {
     /// The name of the topic for dead letters.
     pub fn letters(&self) -> String {
         dead_letters(&self.scenario.topic)
+    }
+}
+
+/// Where outputs and offsets are one transaction, the outputs may be seen a moment after the offsets: that both are there
+/// is shown by the readers, and commits are only watched not to fall.
+fn watch_commits(scenario: &Scenario, results: &Results, mode: &Mode) -> Result<Sampler> {
+    match (mode.promise, results) {
+        (Promise::Exact, Results::Topic(_)) => {
+            Sampler::start(&scenario.bootstrap, &scenario.handler, &scenario.topic, |_, offset| Ok(offset))
+        }
+        _ => scenario.watch(&scenario.handler, results),
     }
 }
 
