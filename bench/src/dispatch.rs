@@ -35,7 +35,7 @@ struct Way {
     share: u64,
 }
 
-const WAYS: [Way; 6] = [
+const WAYS: [Way; 8] = [
     Way { contender: "native", label: "native", batch: 1, isolation: "", new_values: false, share: 1 },
     Way { contender: "native", label: "native again (A/A)", batch: 1, isolation: "", new_values: false, share: 1 },
     Way {
@@ -56,6 +56,22 @@ const WAYS: [Way; 6] = [
     },
     Way { contender: "tidemill", label: "reuse, batch 1", batch: 1, isolation: "reuse", new_values: false, share: 4 },
     Way { contender: "tidemill", label: "record", batch: 1, isolation: "record", new_values: false, share: 20 },
+    Way {
+        contender: "native-transactions",
+        label: "native, transactions",
+        batch: 1,
+        isolation: "",
+        new_values: false,
+        share: 1,
+    },
+    Way {
+        contender: "tidemill-transactions",
+        label: "exactly once, batch 100",
+        batch: 100,
+        isolation: "reuse",
+        new_values: false,
+        share: 1,
+    },
 ];
 
 pub(crate) fn dispatch(quick: bool, json: Option<&Path>) -> Result<()> {
@@ -97,7 +113,7 @@ pub(crate) fn dispatch(quick: bool, json: Option<&Path>) -> Result<()> {
 }
 
 fn line(way: &Way, record_bytes: usize, series: Series) -> Line {
-    let tidemill = way.contender == "tidemill";
+    let tidemill = way.contender.starts_with("tidemill");
     Line {
         case: format!("{record_bytes} B, {}", way.label),
         contender: way.contender,

@@ -7,6 +7,7 @@
 
 mod dispatch;
 mod native;
+mod native_transactions;
 mod pipeline;
 mod report;
 mod run;

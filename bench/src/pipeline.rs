@@ -17,7 +17,7 @@ use tidemill::metrics::Metrics;
 use tidemill::settle::{DeadLetters, Settler};
 use tokio_util::sync::CancellationToken;
 
-use crate::run::{Measured, Run, Watch};
+use crate::run::{Contender, Measured, Run, Watch};
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -68,8 +68,15 @@ fn spec(run: &Run, folder: &std::path::Path) -> Result<HandlerSpec> {
     fs::create_dir_all(&folder)?;
     fs::copy(xtask::tree::root().join("guests/prebuilt/identity.wasm"), folder.join("identity.wasm"))?;
     let batch = if run.isolation == "record" { 1 } else { run.batch };
+    // At the rates of a benchmark the interval should be what closes a transaction, as in the native loop.
+    let delivery = match run.contender {
+        Contender::TidemillTransactions => {
+            "delivery = \"exactly-once\"\nexactly_once = { interval = \"100ms\", records_max = 1000000, bytes_max = \"256MiB\" }\n"
+        }
+        _ => "",
+    };
     let manifest = format!(
-        "topics = [\"{}\"]\ngroup = \"{}\"\nisolation = \"{}\"\nbatch.records_max = {batch}\ngrants.produce = [\"{output}\"]\nconfig.to = \"{output}\"\nconfig.new_values = \"{new_values}\"\n",
+        "{delivery}topics = [\"{}\"]\ngroup = \"{}\"\nisolation = \"{}\"\nbatch.records_max = {batch}\ngrants.produce = [\"{output}\"]\nconfig.to = \"{output}\"\nconfig.new_values = \"{new_values}\"\n",
         run.input,
         run.group,
         run.isolation,

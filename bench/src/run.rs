@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use crate::{native, pipeline};
+use crate::{native, native_transactions, pipeline};
 
 /// What to run.
 #[derive(Debug, Clone, clap::Args)]
@@ -41,8 +41,12 @@ pub(crate) struct Run {
 pub(crate) enum Contender {
     /// The usual loop: `BaseConsumer::poll` and `ThreadedProducer`.
     Native,
+    /// The usual transactional loop, 100 ms a transaction, with its commit fixed.
+    NativeTransactions,
     /// The host's pipeline with a guest that copies.
     Tidemill,
+    /// The same, exactly once, 100 ms a transaction.
+    TidemillTransactions,
 }
 
 /// What one run came to.
@@ -59,7 +63,8 @@ impl Run {
     pub(crate) fn run(&self) -> Result<()> {
         let measured = match self.contender {
             Contender::Native => native::run(self)?,
-            Contender::Tidemill => pipeline::run(self)?,
+            Contender::NativeTransactions => native_transactions::run(self)?,
+            Contender::Tidemill | Contender::TidemillTransactions => pipeline::run(self)?,
         };
         let Measured { records, seconds, cpu_seconds, calls } = measured;
         let line = json!({ "records": records, "seconds": seconds, "cpu_seconds": cpu_seconds, "calls": calls });

@@ -40,6 +40,9 @@ pub enum Role {
 /// How long the producer may take to connect before the host says that it is ready without.
 const WARM_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How much longer than `shutdown_deadline` the process may take to end.
+const EXIT_GRACE: Duration = Duration::from_secs(5);
+
 /// Runs the host until SIGTERM or SIGINT, then drains it. A second signal ends the process at once.
 pub async fn run(config: Config, only: Option<Role>, ready_file: Option<PathBuf>) -> Result<(), Failure> {
     let path = config.path.clone();
@@ -173,6 +176,7 @@ async fn host<B: Broker>(
     view.stopping();
     tracing::info!(deadline = ?config.shutdown_deadline, "the host drains and ends; a second signal ends it at once");
     tokio::spawn(end_at_once(signals));
+    end_in_any_case(config.shutdown_deadline + EXIT_GRACE);
     let drain = async {
         stop_ingest.cancel();
         join("ingest", ingest).await;
@@ -215,6 +219,19 @@ async fn end_at_once(mut signals: Signals) {
     signals.first().await;
     tracing::warn!("a second signal: the host ends at once; what was in hand is delivered again");
     process::exit(130);
+}
+
+/// Whatever holds the process up behind its deadline, such as a client of the broker that waits for a coordinator that is
+/// away (librdkafka 2.12.1), it ends. A thread of the system's, since the runtime may be what is held up.
+fn end_in_any_case(after: Duration) {
+    let end = move || {
+        std::thread::sleep(after);
+        tracing::error!("the host did not end by itself and is ended; what was in hand is delivered again");
+        process::exit(1);
+    };
+    if let Err(error) = std::thread::Builder::new().name("exit".to_owned()).spawn(end) {
+        tracing::warn!(%error, "no thread to end the host in any case");
+    }
 }
 
 /// The host's listeners.

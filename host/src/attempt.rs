@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-use tidemill_core::partition::{CallRecord, Verdict};
+use tidemill_core::partition::CallRecord;
 use tidemill_core::record::TopicPartition;
 
 use crate::guest::{Called, Handler, Outcome, Reason};
-use crate::settle::Settler;
+use crate::settle::{Settlement, Settler};
 
 /// What the host promises around a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,10 +67,10 @@ impl Attempt {
     }
 }
 
-/// Runs one attempt to its end: the guest's call, then settling what it said. Returns one verdict for each record.
+/// Runs one attempt to its end: the guest's call, then settling what it said. Returns what became of each record.
 ///
 /// `slot` is given back as soon as the guest has returned: waiting for acknowledgements takes no instance.
-pub async fn run<S>(handler: &dyn Handler, settler: &Settler, mut attempt: Attempt, slot: S) -> Vec<Verdict> {
+pub async fn run<S>(handler: &dyn Handler, settler: &Settler, mut attempt: Attempt, slot: S) -> Settlement {
     let called = call(handler, &mut attempt).await;
     drop(slot);
     settler.settle(&attempt, called).await

@@ -1,4 +1,4 @@
-//! The seams to a log of records: [`Broker`], [`Consumer`], [`Reader`], [`Producer`] and [`Admin`].
+//! The seams to a log of records: [`Broker`], [`Consumer`], [`Reader`], [`Producer`], [`Transactions`] and [`Admin`].
 //!
 //! Nothing here speaks librdkafka's words. Each seam has one contract test (`broker/contract.rs`) that runs against
 //! every implementation: `kafka` (the only files that name rdkafka) and `embedded`, on disk and in memory.
@@ -108,6 +108,74 @@ pub trait Producer: Send + Sync + 'static {
     fn flush(&self, deadline: Duration) -> BoxFuture<'_, usize>;
 }
 
+/// Records and a group's offsets that are kept together or not at all: exactly once, from this log to this log.
+///
+/// One transaction at a time; it begins with its first record, or with its commit when it has none. After any error but
+/// [`TransactionError::Unavailable`] of [`init`](Transactions::init), a transaction is ended by [`abort`](Transactions::abort)
+/// or by dropping this value.
+pub trait Transactions: Send + 'static {
+    /// A group member as its transactions name it.
+    type Member: Clone + Send + Sync + 'static;
+
+    /// Takes the id over: whoever had it before is fenced, and what it left open is ended, one way or the other. Once, and
+    /// successfully, before anything else.
+    fn init(&mut self) -> impl Future<Output = Result<(), TransactionError>> + Send;
+
+    /// Adds records to the transaction, in order. Resolves when they are queued; what became of them is told by the commit.
+    fn send(&mut self, records: &[Outgoing]) -> impl Future<Output = Result<(), TransactionError>> + Send;
+
+    /// Waits until nothing is in flight, then keeps the records together with the offsets, each the next to be read.
+    ///
+    /// The offsets are refused unless each partition is this member's by the last event that the member has answered: a
+    /// broker fences generations and not ownership, so the host must. An error other than [`TransactionError::Unknown`] says
+    /// that nothing is kept.
+    fn commit(
+        &mut self,
+        offsets: &[(TopicPartition, Offset)],
+        member: &Self::Member,
+    ) -> impl Future<Output = Result<(), TransactionError>> + Send;
+
+    /// Ends the transaction with nothing kept. When this fails the value can only be dropped.
+    fn abort(&mut self) -> impl Future<Output = Result<(), TransactionError>> + Send;
+
+    /// What the member's group really has committed, for each of the partitions; waits for transactions that are open on them.
+    fn committed(
+        &mut self,
+        partitions: &[TopicPartition],
+        member: &Self::Member,
+    ) -> impl Future<Output = Result<Vec<Option<Offset>>, TransactionError>> + Send;
+}
+
+/// Why a transaction was not committed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TransactionError {
+    /// These records were refused, by their places in the order of sending; without them the rest can be sent again.
+    #[error("{} of the transaction's records were refused, the first one: {}", .0.len(), first(.0))]
+    Refused(Vec<(usize, SendError)>),
+    /// Nothing is kept; the same can be sent again.
+    #[error("the transaction was not committed: {0}")]
+    Aborted(String),
+    /// The group has moved on: these partitions may be another member's. Nothing is kept.
+    #[error("the group has moved on without this member: {0}")]
+    StaleMember(String),
+    /// The broker is away, or too slow. Nothing is kept.
+    #[error("the broker is not available: {0}")]
+    Unavailable(String),
+    /// Nobody knows whether it is committed. What the group has committed says so, once another value has taken the id over.
+    #[error("it is not known whether the transaction was committed: {0}")]
+    Unknown(String),
+    /// A newer value has the id, or the broker gave the transaction up; nothing is kept, and this value can only be dropped.
+    #[error("the transactional producer is fenced: {0}")]
+    Fenced(String),
+    /// This value can only be dropped. Nothing is kept.
+    #[error("the transactional producer can't go on: {0}")]
+    Fatal(String),
+}
+
+fn first(refused: &[(usize, SendError)]) -> String {
+    refused.first().map(|(_, error)| error.to_string()).unwrap_or_default()
+}
+
 /// Where a group that has no committed offset begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum StartAt {
@@ -183,6 +251,9 @@ pub trait Consumer: Send + 'static {
     /// Reads one assigned partition.
     type Reader: Reader;
 
+    /// This member as its transactions name it.
+    type Member: Clone + Send + Sync + 'static;
+
     /// Waits for the next event. Cancel-safe.
     fn next_event(&mut self) -> impl Future<Output = ConsumerEvent> + Send;
 
@@ -200,6 +271,9 @@ pub trait Consumer: Send + 'static {
         &self,
         offsets: Vec<(TopicPartition, Offset)>,
     ) -> impl Future<Output = Result<(), CommitError>> + Send + 'static;
+
+    /// This member, for [`Transactions::commit`]. It does not keep the membership alive.
+    fn member(&self) -> Self::Member;
 
     /// Leaves the group, giving up all partitions; readers must be dropped before.
     fn close(self) -> impl Future<Output = ()> + Send;
@@ -293,6 +367,9 @@ pub trait Broker: Clone + Send + Sync + 'static {
     /// Its group members.
     type Consumer: Consumer;
 
+    /// Its transactions.
+    type Transactions: Transactions<Member = <Self::Consumer as Consumer>::Member>;
+
     /// Joins a group.
     fn consumer(&self, subscription: &Subscription) -> Result<Self::Consumer, BrokerError>;
 
@@ -301,6 +378,9 @@ pub trait Broker: Clone + Send + Sync + 'static {
 
     /// Makes a producer with the given properties over those of the configuration.
     fn producer(&self, properties: &BTreeMap<String, String>) -> Result<Arc<dyn Producer>, BrokerError>;
+
+    /// Makes a transactional producer. Nobody else may use the id, except to take it over.
+    fn transactions(&self, id: &str, properties: &BTreeMap<String, String>) -> Result<Self::Transactions, BrokerError>;
 
     /// Looks after topics and groups.
     fn admin(&self) -> Result<Arc<dyn Admin>, BrokerError>;

@@ -15,12 +15,14 @@ use std::time::Duration;
 use tidemill_core::lanes::Order;
 use tidemill_core::partition::Bounds;
 use tidemill_core::record::TopicPartition;
+use tidemill_core::transaction::Limits;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::commit::Committer;
+use self::commit::transaction::Transactor;
 pub use self::progress::{Membership, PartitionView, Progress};
 use crate::attempt::Guarantee;
 use crate::broker::{Broker, Consumer, ConsumerEvent, Subscription};
@@ -46,6 +48,8 @@ pub struct Config {
     pub call_deadline: Duration,
     /// How often the frontier is committed while it moves.
     pub commit_interval: Duration,
+    /// The bounds of a transaction, where the guarantee is one on Kafka.
+    pub transaction: Limits,
     /// How long calls in hand may take when a partition is revoked or the handler stops.
     pub drain_deadline: Duration,
 }
@@ -58,6 +62,8 @@ pub struct Group<B: Broker> {
     membership: Arc<Membership>,
     /// The assignments of this host, by partition.
     assigned: BTreeMap<TopicPartition, Assigned>,
+    /// Commits instead of the group, where outputs and offsets belong together; runs as long as the handler.
+    transactor: Option<Transactor<B>>,
     /// Counts assignments.
     epoch: u64,
     /// Earlier assignments whose progress is still committed: empty, unless the host is broken on purpose.
@@ -102,11 +108,16 @@ impl<B: Broker> Group<B> {
     ) -> Self {
         let slots = Arc::new(Semaphore::new(config.concurrency.max(1)));
         let parts = Arc::new(Parts { handler, settler, metrics, slots });
-        Self { broker, config, parts, membership, assigned: BTreeMap::new(), epoch: 0, stale: Vec::new() }
+        let transactor = None;
+        Self { broker, config, parts, membership, assigned: BTreeMap::new(), transactor, epoch: 0, stale: Vec::new() }
     }
 
     /// Joins the group and consumes until `stop`; then drains, commits and leaves. Joins again when the client fails.
     pub async fn run(mut self, stop: CancellationToken) {
+        if self.config.guarantee == Guarantee::KafkaTransaction {
+            let (group, limits) = (&self.config.subscription.group, self.config.transaction.clone());
+            self.transactor = Some(Transactor::start(self.broker.clone(), group, limits, Arc::clone(&self.parts)));
+        }
         while !stop.is_cancelled() {
             let end = match self.broker.consumer(&self.config.subscription) {
                 Ok(consumer) => self.member(consumer, &stop).await,
@@ -120,12 +131,18 @@ impl<B: Broker> Group<B> {
                 () = stop.cancelled() => {}
             }
         }
+        if let Some(transactor) = self.transactor.take() {
+            transactor.end().await;
+        }
         self.membership.left();
     }
 
     /// One membership, from joining to leaving.
     async fn member(&mut self, mut consumer: B::Consumer, stop: &CancellationToken) -> End {
         self.membership.joining();
+        if let Some(transactor) = &self.transactor {
+            transactor.joined(consumer.member());
+        }
         let mut committer = Committer::new(&self.config, Arc::clone(&self.parts.metrics));
         let mut tick = tokio::time::interval(self.config.commit_interval);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -194,11 +211,13 @@ impl<B: Broker> Group<B> {
             self.epoch += 1;
             let progress = Arc::new(Progress::new(from.clone(), self.epoch));
             let revoked = CancellationToken::new();
+            let outbox = self.transactor.as_ref().map(|transactor| transactor.assigned(&progress));
             let task = partition::spawn(
                 Arc::clone(&self.parts),
                 self.config.clone(),
                 reader,
                 Arc::clone(&progress),
+                outbox,
                 revoked.clone(),
             );
             self.membership.assigned(Arc::clone(&progress));
@@ -227,11 +246,19 @@ impl<B: Broker> Group<B> {
             }
         }
         tracing::info!(group = self.config.subscription.group, took = ?started.elapsed(), "partitions are drained");
-        let frontiers = leaving.iter().filter_map(|assigned| assigned.progress.frontier()).collect();
-        let last = committer.finish(consumer, frontiers);
+        let last = async {
+            match &self.transactor {
+                Some(transactor) => transactor.finish(partitions).await,
+                None => {
+                    let frontiers = leaving.iter().filter_map(|assigned| assigned.progress.frontier()).collect();
+                    committer.finish(consumer, frontiers).await;
+                }
+            }
+        };
         if tokio::time::timeout(LAST_COMMIT_DEADLINE, last).await.is_err() {
             tracing::warn!(partitions = %names(partitions), "the last commit was not confirmed in time; up to what was not committed is delivered again");
         }
+        self.forget(partitions);
         for assigned in leaving {
             self.membership.released(&assigned.progress);
         }
@@ -252,8 +279,16 @@ impl<B: Broker> Group<B> {
         }
     }
 
+    /// Lets nothing of partitions enter a transaction any more.
+    fn forget(&self, partitions: &[TopicPartition]) {
+        if let Some(transactor) = &self.transactor {
+            transactor.forget(partitions);
+        }
+    }
+
     /// Drops the work of partitions that are not ours any more: no commit.
     async fn abandon(&mut self, partitions: &[TopicPartition]) {
+        self.forget(partitions);
         for from in partitions {
             if let Some(mut assigned) = self.assigned.remove(from) {
                 if Fault::IgnoreEpoch.is_on() {
@@ -272,6 +307,10 @@ impl<B: Broker> Group<B> {
 
     /// What the current assignments may commit, with their epochs.
     fn frontiers(&self) -> Vec<progress::Frontier> {
+        // What is in a transaction is committed by it alone.
+        if self.transactor.is_some() && !Fault::OffsetsOutsideTransaction.is_on() {
+            return Vec::new();
+        }
         let stale = self.stale.iter().filter(|stale| stale.task.is_finished());
         stale.chain(self.assigned.values()).filter_map(|assigned| assigned.progress.frontier()).collect()
     }

@@ -12,11 +12,27 @@ pub(crate) enum Fault {
     IgnoreEpoch,
     /// Records that come while the partition's queue is full are dropped.
     DropOnFull,
-    /// What is committed is one past the highest settled record, whatever lies unsettled below it.
+    /// Offsets are committed up to the highest settled record, past records that are not settled.
     CommitPastGap,
     /// A record is settled once its dead letter is on its way, not once it is acknowledged.
     LetterNotAwaited,
+    /// Offsets are committed beside the transaction that their outputs are in, and before it.
+    OffsetsOutsideTransaction,
+    /// What a transaction held is sent again at once when nobody knows whether it was committed.
+    NewTransactionAfterUnknown,
 }
+
+/// All of them.
+#[cfg(feature = "fault-injection")]
+const ALL: [Fault; 7] = [
+    Fault::CommitBeforeSuccess,
+    Fault::IgnoreEpoch,
+    Fault::DropOnFull,
+    Fault::CommitPastGap,
+    Fault::LetterNotAwaited,
+    Fault::OffsetsOutsideTransaction,
+    Fault::NewTransactionAfterUnknown,
+];
 
 impl Fault {
     /// Whether this host was told to break it.
@@ -26,17 +42,14 @@ impl Fault {
 
         static CHOSEN: LazyLock<Option<Fault>> = LazyLock::new(|| {
             let name = std::env::var("TIDEMILL_FAULT").ok()?;
-            let all = [
-                Fault::CommitBeforeSuccess,
-                Fault::IgnoreEpoch,
-                Fault::DropOnFull,
-                Fault::CommitPastGap,
-                Fault::LetterNotAwaited,
-            ];
-            let chosen = all.into_iter().find(|fault| fault.name() == name);
+            let chosen = ALL.into_iter().find(|fault| fault.name() == name);
             tracing::error!(name, known = chosen.is_some(), "this host is broken on purpose");
             chosen
         });
+        #[cfg(test)]
+        if tests::CHOSEN.get() == Some(self) {
+            return true;
+        }
         *CHOSEN == Some(self)
     }
 
@@ -54,6 +67,25 @@ impl Fault {
             Fault::DropOnFull => "drop-on-full",
             Fault::CommitPastGap => "commit-past-gap",
             Fault::LetterNotAwaited => "letter-not-awaited",
+            Fault::OffsetsOutsideTransaction => "offsets-outside-transaction",
+            Fault::NewTransactionAfterUnknown => "new-transaction-after-unknown",
         }
+    }
+}
+
+/// A test on a runtime of one thread breaks its own host only.
+#[cfg(all(test, feature = "fault-injection"))]
+pub(crate) mod tests {
+    use std::cell::Cell;
+
+    use super::Fault;
+
+    thread_local! {
+        pub(super) static CHOSEN: Cell<Option<Fault>> = const { Cell::new(None) };
+    }
+
+    /// Breaks this thread's host from now on.
+    pub(crate) fn choose(fault: Option<Fault>) {
+        CHOSEN.set(fault);
     }
 }

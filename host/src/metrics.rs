@@ -17,6 +17,7 @@ use prometheus_client::registry::Registry;
 use families::Families;
 pub use handler::{
     CommitResult, HandlerMetrics, HostCallResult, OutcomeKind, PartitionMetrics, Rebalance, RevisionMetrics,
+    TransactionResult,
 };
 pub use ingest::{InFlight, IngestMetrics};
 

@@ -1,8 +1,10 @@
 //! Room 5: outcome → outputs, retry or dead letter, then one verdict for each record.
 //!
-//! A record is settled when its outputs, or its dead letter, are acknowledged; nothing is settled before.
+//! A record is settled when its outputs, or its dead letter, are acknowledged; nothing is settled before. In a Kafka
+//! transaction it is settled at once, and what it leaves to be produced is handed on: its offset waits for that.
 
 mod dead_letter;
+mod produced;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,7 +16,8 @@ use tokio::time::Instant;
 
 use self::dead_letter::Dead;
 pub use self::dead_letter::DeadLetters;
-use crate::attempt::Attempt;
+pub use self::produced::{Produced, Refusal};
+use crate::attempt::{Attempt, Guarantee};
 use crate::broker::{Outgoing, Producer, SendError, WhenFull};
 use crate::guest::{CallError, Called, Outcome, Reason};
 use crate::metrics::{HandlerMetrics, OutcomeKind};
@@ -27,6 +30,15 @@ pub struct Settler {
     metrics: Arc<HandlerMetrics>,
     /// When it was told last that records wait for something that is away.
     told: Mutex<Option<Instant>>,
+}
+
+/// What became of an attempt.
+#[derive(Debug)]
+pub struct Settlement {
+    /// One for each record.
+    pub verdicts: Vec<Verdict>,
+    /// What settled records leave to be produced in their transaction; nothing under any other guarantee.
+    pub produced: Vec<Produced>,
 }
 
 /// How often it is told that records wait.
@@ -57,7 +69,7 @@ impl Settler {
     /// Does what the outcomes ask for and says what became of each record.
     ///
     /// Waits until outputs are acknowledged, and for as long as dead letters can't be written.
-    pub async fn settle(&self, attempt: &Attempt, called: Called) -> Vec<Verdict> {
+    pub async fn settle(&self, attempt: &Attempt, called: Called) -> Settlement {
         self.count(attempt, &called);
         let Called { revision, outcomes, .. } = called;
         match outcomes {
@@ -92,31 +104,34 @@ impl Settler {
     }
 
     /// The call failed as a whole: blame nobody until a record failed alone.
-    async fn whole(&self, attempt: &Attempt, revision: &Arc<str>, error: CallError) -> Vec<Verdict> {
+    async fn whole(&self, attempt: &Attempt, revision: &Arc<str>, error: CallError) -> Settlement {
         let records = &attempt.records;
         if error.class.charges() && records.len() > 1 {
             tracing::debug!(from = %attempt.from, records = records.len(), %error, "a call failed and is halved");
-            return vec![Verdict::Halve; records.len()];
+            return Settlement { verdicts: vec![Verdict::Halve; records.len()], produced: Vec::new() };
         }
         let reason = Reason { code: error.class.name().to_owned(), detail: error.detail };
         let failure = Failure { class: error.class, reason, after: None };
         let mut verdicts = Verdicts::new(records);
+        let mut produced = Vec::new();
         for index in 0..records.len() {
             if !verdicts.is_blocked(index) {
-                let verdict = self.failed(attempt, revision, index, &failure).await;
+                let verdict = self.failed(attempt, revision, index, &failure, &mut produced).await;
                 verdicts.set(index, verdict);
             }
         }
-        verdicts.finish()
+        Settlement { verdicts: verdicts.finish(), produced }
     }
 
     /// Outcomes that were given stand, up to the first of each lane that does not settle.
-    async fn each(&self, attempt: &Attempt, revision: &Arc<str>, outcomes: Vec<Outcome>) -> Vec<Verdict> {
+    async fn each(&self, attempt: &Attempt, revision: &Arc<str>, outcomes: Vec<Outcome>) -> Settlement {
         let mut verdicts = Verdicts::new(&attempt.records);
         let mut outputs: Vec<Outgoing> = Vec::new();
         // How many of `outputs` belong to each record, for those that have any.
         let mut owners: Vec<(usize, usize)> = Vec::new();
         let mut failures: Vec<(usize, Failure)> = Vec::new();
+        let mut produced: Vec<Produced> = Vec::new();
+        let in_transaction = attempt.guarantee == Guarantee::KafkaTransaction;
         for (index, outcome) in outcomes.into_iter().enumerate() {
             if verdicts.is_blocked(index) {
                 continue;
@@ -124,7 +139,9 @@ impl Settler {
             match outcome {
                 Outcome::Ack(mut own) => {
                     verdicts.set(index, Verdict::Settled);
-                    if !own.is_empty() {
+                    if in_transaction && !own.is_empty() {
+                        produced.push(Produced::outputs(&attempt.records[index], revision, own));
+                    } else if !own.is_empty() {
                         owners.push((index, own.len()));
                         outputs.append(&mut own);
                     }
@@ -149,10 +166,12 @@ impl Settler {
             self.produce(outputs, &owners, &mut verdicts, &mut failures).await;
         }
         for (index, failure) in failures {
-            let verdict = self.failed(attempt, revision, index, &failure).await;
+            let verdict = self.failed(attempt, revision, index, &failure, &mut produced).await;
             verdicts.set(index, verdict);
         }
-        verdicts.finish()
+        let verdicts = verdicts.finish();
+        produced::keep_settled(&mut produced, &attempt.records, &verdicts);
+        Settlement { verdicts, produced }
     }
 
     async fn produce(
@@ -196,7 +215,14 @@ impl Settler {
     }
 
     /// One record failed alone: another attempt after a while, or its dead letter.
-    async fn failed(&self, attempt: &Attempt, revision: &Arc<str>, index: usize, failure: &Failure) -> Verdict {
+    async fn failed(
+        &self,
+        attempt: &Attempt,
+        revision: &Arc<str>,
+        index: usize,
+        failure: &Failure,
+        produced: &mut Vec<Produced>,
+    ) -> Verdict {
         let record = &attempt.records[index];
         let charge = failure.class.charges();
         let tries = record.tries + 1;
@@ -214,7 +240,11 @@ impl Settler {
                 Verdict::Retry { after, charge }
             }
             Decision::DeadLetter => {
-                let dead = Dead { attempt, revision, record, attempts: charged, failure };
+                let dead = Dead { from: &attempt.from, revision, record, attempts: charged, failure };
+                if attempt.guarantee == Guarantee::KafkaTransaction {
+                    produced.push(Produced::letter(self.dead_letters.letter(&dead), &dead));
+                    return Verdict::Settled;
+                }
                 self.dead_letters.write(&*self.producer, &self.metrics, &dead).await;
                 self.metrics.dead_letters(failure.class).inc();
                 Verdict::Settled

@@ -102,6 +102,12 @@ impl Setup {
         self
     }
 
+    /// The same with more at the beginning of tidemill.toml, where its first keys are.
+    pub fn ahead(mut self, configuration: &str) -> Setup {
+        self.configuration.insert_str(0, configuration);
+        self
+    }
+
     /// The same with a PostgreSQL database, `main` to its guests.
     pub fn database(self, url: &str) -> Setup {
         self.with(&format!("\n[sql.main]\nkind = \"postgres\"\nurl = \"{url}\"\n"))

@@ -8,7 +8,7 @@ use crate::checker::Stored;
 use crate::ledger::Place;
 use crate::scenario::Scenario;
 use crate::sink::Sink;
-use crate::topics::{self, Follower, Kept};
+use crate::topics::{self, Kept, Tail};
 
 /// Where results are read.
 #[derive(Debug, Clone)]
@@ -84,8 +84,8 @@ impl Forwarded {
     }
 
     fn counter(&self) -> Result<Count> {
-        let mut source = Follower::new(&self.bootstrap, &self.source)?;
-        let mut out = Follower::new(&self.bootstrap, &self.out)?;
+        let mut source = Tail::new(&self.bootstrap, &self.source)?;
+        let mut out = Tail::new(&self.bootstrap, &self.out)?;
         let mut known = BTreeMap::new();
         let mut settled: BTreeSet<Place> = BTreeSet::new();
         Ok(Box::new(move |partition, offset| {

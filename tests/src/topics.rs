@@ -105,20 +105,20 @@ pub fn read(bootstrap: &str, topic: &str) -> Result<Vec<Kept>> {
 }
 
 /// Reads a topic without transactions along with those who write it.
-pub struct Follower {
+pub struct Tail {
     consumer: BaseConsumer,
     topic: String,
     /// Where each partition is read next.
     next: Vec<i64>,
 }
 
-impl Follower {
+impl Tail {
     /// Begins with the oldest records.
-    pub fn new(bootstrap: &str, topic: &str) -> Result<Follower> {
-        let consumer: BaseConsumer = config(bootstrap).set("group.id", "follower").create()?;
+    pub fn new(bootstrap: &str, topic: &str) -> Result<Tail> {
+        let consumer: BaseConsumer = config(bootstrap).set("group.id", "tail").create()?;
         let partitions = partitions(&consumer, topic)?;
         assign_all(&consumer, topic, partitions)?;
-        Ok(Follower { consumer, topic: topic.to_owned(), next: vec![0; usize::try_from(partitions)?] })
+        Ok(Tail { consumer, topic: topic.to_owned(), next: vec![0; usize::try_from(partitions)?] })
     }
 
     /// What has come since the last call, up to what is there now.
@@ -252,6 +252,40 @@ pub fn replicas(bootstrap: &str, topic: &str) -> Result<Vec<Vec<i32>>> {
         replicas
     };
     Ok(partitions.iter().map(of).collect())
+}
+
+/// Follows a topic from its beginning, as far as transactions are committed, and hears of each record once.
+pub struct Follower {
+    consumer: BaseConsumer,
+    /// The values so far, in the order in which they came.
+    pub values: Vec<Vec<u8>>,
+}
+
+impl Follower {
+    /// Begins at the first record.
+    pub fn new(bootstrap: &str, topic: &str) -> Result<Follower> {
+        let mut config = config(bootstrap);
+        config.set("group.id", "follower").set("isolation.level", "read_committed");
+        let consumer: BaseConsumer = config.create()?;
+        let mut assignment = TopicPartitionList::new();
+        for partition in 0..partitions(&consumer, topic)? {
+            assignment.add_partition_offset(topic, partition, Offset::Beginning)?;
+        }
+        consumer.assign(&assignment)?;
+        Ok(Follower { consumer, values: Vec::new() })
+    }
+
+    /// Takes in what comes until a moment passes without a record.
+    pub fn catch_up(&mut self, moment: Duration) -> Result<()> {
+        while let Some(polled) = self.consumer.poll(moment) {
+            match polled {
+                Ok(message) => self.values.push(message.payload().unwrap_or_default().to_vec()),
+                Err(error) if is_passing(&error) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The end offset of each partition.

@@ -5,6 +5,7 @@ mod promises {
     mod broker;
     mod bytes;
     mod dependency;
+    mod exactly_once;
     mod hostile;
     mod ingest;
     mod means;

@@ -97,6 +97,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("host/src/broker/kafka/ffi.rs", "librdkafka's C interface"),
     ("host/src/broker/kafka/ffi/message.rs", "librdkafka's C interface"),
     ("host/src/broker/kafka/ffi/produce.rs", "librdkafka's C interface"),
+    ("host/src/broker/kafka/ffi/transaction.rs", "librdkafka's C interface"),
     ("host/src/guest/cache.rs", "loading compiled code"),
     ("tests/src/raw_headers.rs", "header names that are not UTF-8"),
 ];

@@ -11,3 +11,4 @@ pub mod partition;
 pub mod record;
 pub mod retry;
 pub mod revisions;
+pub mod transaction;

@@ -44,7 +44,7 @@ impl Class {
     }
 
     /// Whether another attempt can't help.
-    fn is_final(self) -> bool {
+    pub fn is_final(self) -> bool {
         matches!(self, Self::Rejected | Self::Malformed)
     }
 }

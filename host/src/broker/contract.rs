@@ -19,11 +19,13 @@ mod member;
 mod reading;
 mod records;
 mod topics;
+mod transactions;
 
 pub use groups::*;
 pub use reading::*;
 pub use records::*;
 pub use topics::*;
+pub use transactions::*;
 
 /// Bounds each wait: a promise that takes longer is broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(45);
@@ -69,6 +71,11 @@ macro_rules! broker_contract {
             an_unknown_topic_is_named
             offsets_are_found_by_time
             records_are_read_outside_of_groups
+            a_transaction_keeps_records_and_offsets_together_or_neither
+            an_earlier_owner_of_an_id_is_fenced
+            a_dropped_transaction_leaves_nothing
+            a_member_commits_only_what_it_holds
+            a_refused_record_is_named_and_the_rest_can_be_sent_again
         }
     };
     (@each $setup:path, $prefix:literal: $($promise:ident)*) => { $(

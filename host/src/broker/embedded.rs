@@ -18,6 +18,7 @@ mod producer;
 mod reads;
 mod retention;
 mod topics;
+mod transactions;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -36,6 +37,8 @@ use self::lock::Lock;
 use self::producer::{EmbeddedProducer, Queue};
 use self::reads::Reads;
 use self::topics::Topics;
+pub use self::transactions::EmbeddedTransactions;
+use self::transactions::Owners;
 use self::writer::{Command, Parts};
 use super::{Admin, Broker, BrokerError, Producer, Subscription};
 
@@ -52,6 +55,7 @@ struct Log {
     groups: Arc<Groups>,
     reads: Arc<Reads>,
     queue: Queue,
+    owners: Owners,
     /// `None`: another process may hold the log, and this one only reads it.
     writer: Option<writer::Writer>,
 }
@@ -107,6 +111,7 @@ impl Embedded {
 
 impl Broker for Embedded {
     type Consumer = EmbeddedConsumer;
+    type Transactions = EmbeddedTransactions;
 
     fn consumer(&self, subscription: &Subscription) -> Result<EmbeddedConsumer, BrokerError> {
         self.writable()?;
@@ -125,6 +130,16 @@ impl Broker for Embedded {
         Ok(Arc::new(EmbeddedProducer::new(Arc::clone(&self.log))))
     }
 
+    fn transactions(
+        &self,
+        id: &str,
+        properties: &BTreeMap<String, String>,
+    ) -> Result<EmbeddedTransactions, BrokerError> {
+        self.writable()?;
+        note_properties(properties);
+        Ok(EmbeddedTransactions::new(Arc::clone(&self.log), id))
+    }
+
     fn admin(&self) -> Result<Arc<dyn Admin>, BrokerError> {
         Ok(Arc::new(EmbeddedAdmin::new(Arc::clone(&self.log))))
     }
@@ -135,7 +150,7 @@ impl Log {
         let groups = Arc::new(Groups::new(Arc::clone(&topics), config.drain_deadline.0));
         let reads = Arc::new(Reads::new(database, config.readers_max));
         let queue = Queue::new(config.queue_bytes_max.0);
-        Self { config, topics, groups, reads, queue, writer }
+        Self { config, topics, groups, reads, queue, owners: Owners::default(), writer }
     }
 
     /// Queues work for the writer, or says why that can't be.

@@ -18,7 +18,8 @@ mod producer;
 mod reader;
 
 pub use self::config::Config;
-pub use self::consumer::KafkaConsumer;
+pub use self::consumer::{KafkaConsumer, KafkaMember};
+pub use self::producer::transactions::KafkaTransactions;
 pub use self::reader::PartitionReader;
 
 /// A Kafka cluster, as the configuration describes it. Nothing connects before a client is made.
@@ -37,6 +38,7 @@ impl Kafka {
 
 impl Broker for Kafka {
     type Consumer = KafkaConsumer;
+    type Transactions = KafkaTransactions;
 
     fn consumer(&self, subscription: &Subscription) -> Result<KafkaConsumer, BrokerError> {
         KafkaConsumer::join(&self.config, subscription)
@@ -48,6 +50,10 @@ impl Broker for Kafka {
 
     fn producer(&self, properties: &BTreeMap<String, String>) -> Result<Arc<dyn Producer>, BrokerError> {
         Ok(Arc::new(producer::KafkaProducer::new(self.config.producer(properties)?)?))
+    }
+
+    fn transactions(&self, id: &str, properties: &BTreeMap<String, String>) -> Result<KafkaTransactions, BrokerError> {
+        KafkaTransactions::new(&self.config.transactions(id, properties)?)
     }
 
     fn admin(&self) -> Result<Arc<dyn Admin>, BrokerError> {

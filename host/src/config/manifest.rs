@@ -1,5 +1,7 @@
 //! A handler's manifest, `handler.toml` in the handler's folder → [`HandlerSpec`], checked.
 
+mod guarantee;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,9 +13,9 @@ use tidemill_core::partition::Bounds;
 use tidemill_core::record::is_topic_name;
 use tidemill_core::retry::RetryPolicy;
 
+use self::guarantee::{Delivery, Effects, ExactlyOnce};
 use super::Problem;
 use super::units::{self, Size, Span};
-use crate::attempt::Guarantee;
 use crate::broker::{StartAt, Subscription};
 use crate::consumer;
 
@@ -69,6 +71,9 @@ struct Manifest {
     #[serde(default)]
     delivery: Delivery,
     #[serde(default)]
+    exactly_once: ExactlyOnce,
+    effects: Option<Effects>,
+    #[serde(default)]
     order: OrderKey,
     #[serde(default)]
     isolation: Isolation,
@@ -92,13 +97,6 @@ struct Manifest {
     config: BTreeMap<String, String>,
     #[serde(default, deserialize_with = "units::properties")]
     consumer_properties: BTreeMap<String, String>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "kebab-case")]
-enum Delivery {
-    #[default]
-    AtLeastOnce,
 }
 
 #[derive(Deserialize, Default)]
@@ -207,11 +205,10 @@ fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest
                     Start::Earliest => StartAt::Earliest,
                     Start::Latest => StartAt::Latest,
                 },
-                properties: manifest.consumer_properties.clone(),
+                properties: guarantee::properties(&manifest),
             },
-            guarantee: match manifest.delivery {
-                Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
-            },
+            guarantee: guarantee::guarantee(&manifest),
+            transaction: guarantee::limits(&manifest),
             order: match manifest.order {
                 OrderKey::Key => Order::Key,
                 OrderKey::Partition => Order::Partition,
@@ -320,6 +317,7 @@ impl Check<'_> {
                 "is more than 1, but isolation = \"record\" calls with one record; leave one of the two out",
             );
         }
+        self.guarantee(manifest);
         self.limits(&manifest.limits);
     }
 
@@ -384,6 +382,7 @@ mod tests {
     use expect_test::{Expect, expect};
 
     use super::*;
+    use crate::attempt::Guarantee;
 
     #[test]
     fn the_smallest_manifest_is_a_topic() {
@@ -421,11 +420,56 @@ mod tests {
     }
 
     #[test]
+    fn a_kafka_transaction_refuses_what_it_does_not_cover_unless_the_operator_says_that_it_may_be_repeated() {
+        let manifest = |more: &str| {
+            format!(
+                "topics = [\"t\"]\ndelivery = \"exactly-once\"\n{more}\n[grants]\nsql = [\"main\"]\nkv = [\"seen\"]\nproduce = [\"out\"]"
+            )
+        };
+        check(
+            &manifest(""),
+            expect![[r#"
+            handler.toml: `grants.sql` holds `main`, which a Kafka transaction does not cover: what is done there is repeated when the record is; take it out, or say effects = "idempotent" if that is harmless
+            handler.toml: `grants.kv` holds `seen`, which a Kafka transaction does not cover: what is done there is repeated when the record is; take it out, or say effects = "idempotent" if that is harmless
+        "#]],
+        );
+        let folder = folder_with(&["h.wasm"]);
+        let spec =
+            HandlerSpec::parse("h", folder.path(), &manifest("effects = \"idempotent\"")).expect("it is harmless");
+        assert_eq!(spec.consumer.guarantee, Guarantee::KafkaTransaction);
+        assert_eq!(spec.consumer.subscription.properties["isolation.level"], "read_committed");
+    }
+
+    #[test]
+    fn the_bounds_of_a_transaction_are_checked() {
+        check(
+            "topics = [\"t\"]\nexactly_once.interval = \"1s\"",
+            expect![[r#"
+            handler.toml: `exactly_once` is set without delivery = "exactly-once"; add that, or leave the table out
+        "#]],
+        );
+        check(
+            "topics = [\"t\"]\ndelivery = \"exactly-once\"\n[exactly_once]\ntransaction = \"x\"",
+            expect![[r#"
+            handler.toml: `exactly_once.transaction` must be "kafka"
+        "#]],
+        );
+        check(
+            "topics = [\"t\"]\ndelivery = \"exactly-once\"\n[exactly_once]\ninterval = \"1m\"\nrecords_max = 0\n[consumer_properties]\n\"isolation.level\" = \"read_uncommitted\"",
+            expect![[r#"
+                handler.toml: `exactly_once.interval` must be between 1ms and 5s: whoever reads the outputs waits for it, and the broker gives up a transaction that stays open
+                handler.toml: `exactly_once.records_max` is 0; use at least 1, or leave the key out for the default
+                handler.toml: `consumer_properties` sets `isolation.level`, which can only be `read_committed` with a Kafka transaction; leave it out
+            "#]],
+        );
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_with_its_line() {
         check(
             "topics = [\"a\"]\n\nordr = \"key\"",
             expect![[r#"
-                handler.toml:3: unknown field `ordr`, expected one of `topics`, `group`, `module`, `delivery`, `order`, `isolation`, `concurrency`, `start`, `dead_letter_topic`, `commit_interval`, `drain_deadline`, `batch`, `buffer`, `retry`, `limits`, `grants`, `config`, `consumer_properties`
+                handler.toml:3: unknown field `ordr`, expected one of `topics`, `group`, `module`, `delivery`, `exactly_once`, `effects`, `order`, `isolation`, `concurrency`, `start`, `dead_letter_topic`, `commit_interval`, `drain_deadline`, `batch`, `buffer`, `retry`, `limits`, `grants`, `config`, `consumer_properties`
             "#]],
         );
     }

@@ -1,5 +1,8 @@
 //! Room 6: the frontier goes to the group, one commit at a time, never backwards within an assignment.
 
+pub(super) mod outbox;
+pub(super) mod transaction;
+
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;

@@ -16,11 +16,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::commit::REFRESH_INTERVAL;
+use super::commit::outbox::Outbox;
 use super::{Config, Parts, Progress};
 use crate::attempt::{self, Attempt};
 use crate::broker::Reader;
 use crate::fault::Fault;
 use crate::metrics::{HandlerMetrics, PartitionMetrics};
+use crate::settle::Settlement;
 
 /// Waits before a partition whose reader failed is read again.
 const READ_AGAIN_DELAY: Duration = Duration::from_secs(1);
@@ -33,6 +35,7 @@ pub(super) fn spawn<R: Reader>(
     config: Config,
     reader: R,
     progress: Arc<Progress>,
+    outbox: Option<Arc<Outbox>>,
     revoked: CancellationToken,
 ) -> JoinHandle<()> {
     let metrics = parts.metrics.partition(&progress.from.topic, progress.from.partition);
@@ -42,6 +45,7 @@ pub(super) fn spawn<R: Reader>(
         config,
         reader,
         progress,
+        outbox,
         machine,
         metrics,
         origin: Instant::now(),
@@ -58,11 +62,13 @@ struct Task<R> {
     config: Config,
     reader: R,
     progress: Arc<Progress>,
+    /// What is to be committed in transactions; `None` when offsets are committed alone.
+    outbox: Option<Arc<Outbox>>,
     machine: Partition,
     metrics: PartitionMetrics,
     /// The machine's clock counts from here.
     origin: Instant,
-    calls: JoinSet<(CallId, Vec<Verdict>)>,
+    calls: JoinSet<(CallId, Settlement)>,
     actions: Vec<Action>,
     /// The last offset and the time of each delivery that is not settled whole, for the lag in seconds.
     made: VecDeque<(Offset, Option<i64>)>,
@@ -79,11 +85,13 @@ impl<R: Reader> Task<R> {
             self.start_calls();
             let timer = self.machine.next_timer().map(|at| self.origin + at);
             let (records, bytes) = self.room();
+            let waits = self.outbox_is_full();
+            let outbox = self.outbox.as_deref();
             let slots = &self.parts.slots;
             tokio::select! {
                 biased;
                 Some(ended) = self.calls.join_next(), if !self.calls.is_empty() => match ended {
-                    Ok((call, verdicts)) => self.on(Event::Returned { call, verdicts }),
+                    Ok((call, settlement)) => self.returned(call, settlement),
                     Err(error) => tracing::error!(partition = %self.progress.from, %error, "a call's task was lost"),
                 },
                 () = revoked.cancelled(), if !revoking => {
@@ -92,7 +100,7 @@ impl<R: Reader> Task<R> {
                 }
                 () = until(timer), if timer.is_some() => self.on(Event::Timer),
                 () = until(read_again), if read_again.is_some() => read_again = None,
-                slot = Arc::clone(slots).acquire_owned(), if self.machine.wants_slot() => match slot {
+                slot = Arc::clone(slots).acquire_owned(), if self.machine.wants_slot() && !waits => match slot {
                     Ok(slot) => self.start_call(slot),
                     Err(_closed) => return,
                 },
@@ -104,6 +112,7 @@ impl<R: Reader> Task<R> {
                         read_again = Some(Instant::now() + READ_AGAIN_DELAY);
                     }
                 },
+                () = emptied(outbox), if waits => {}
                 _ = refresh.tick() => self.refresh(),
             }
         }
@@ -113,12 +122,20 @@ impl<R: Reader> Task<R> {
     /// How much to read now. A nearly full partition is left alone, so that records are not taken one by one.
     fn room(&self) -> (usize, usize) {
         let bounds = &self.config.bounds;
+        if self.outbox_is_full() {
+            return (0, 0);
+        }
         let records = self.machine.room();
         let worthwhile = bounds.call_records_max.min(bounds.records_max / 2).max(1);
         if Fault::DropOnFull.is_on() {
             return (worthwhile, bounds.bytes_max);
         }
         if records >= worthwhile { (records, self.machine.room_bytes()) } else { (0, 0) }
+    }
+
+    /// Whether more outputs wait for their transactions, or more records, than a crash may repeat.
+    fn outbox_is_full(&self) -> bool {
+        self.outbox.as_ref().is_some_and(|outbox| outbox.is_full(&self.config.bounds))
     }
 
     fn received(&mut self, chunk: Arc<Chunk>) {
@@ -130,6 +147,9 @@ impl<R: Reader> Task<R> {
         if Fault::DropOnFull.is_on() && self.machine.room() < chunk.len() {
             return;
         }
+        if let (Some(outbox), Some(first)) = (&self.outbox, chunk.records().next()) {
+            outbox.begin(first.offset());
+        }
         let last = chunk.records().last().map(|record| record.offset());
         self.on(Event::Received(chunk));
         if let (true, Some(last)) = (Fault::CommitBeforeSuccess.is_on(), last) {
@@ -140,6 +160,7 @@ impl<R: Reader> Task<R> {
     /// Starts calls while there are records and slots to spare.
     fn start_calls(&mut self) {
         while self.machine.wants_slot()
+            && !self.outbox_is_full()
             && let Ok(slot) = Arc::clone(&self.parts.slots).try_acquire_owned()
         {
             self.start_call(slot);
@@ -169,10 +190,30 @@ impl<R: Reader> Task<R> {
         }
         for action in std::mem::take(&mut self.actions) {
             match action {
-                Action::Commit(offset) => self.progress.set_committable(offset),
+                Action::Commit(offset) => self.committable(offset),
                 Action::Drained => self.drained = true,
                 Action::Invoke(_) => debug_assert!(false, "only a slot starts a call"),
             }
+        }
+    }
+
+    /// What settled records leave to be produced is kept before the frontier can pass them.
+    fn returned(&mut self, call: CallId, settlement: Settlement) {
+        let Settlement { verdicts, produced } = settlement;
+        if let Some(outbox) = &self.outbox {
+            outbox.keep(produced);
+        }
+        let settled = verdicts.contains(&Verdict::Settled);
+        self.on(Event::Returned { call, verdicts });
+        if let (true, Some(position)) = (Fault::CommitPastGap.is_on() && settled, self.machine.position()) {
+            self.committable(position);
+        }
+    }
+
+    fn committable(&self, offset: Offset) {
+        match &self.outbox {
+            Some(outbox) => outbox.advance(offset),
+            None => self.progress.set_committable(offset),
         }
     }
 
@@ -184,30 +225,26 @@ impl<R: Reader> Task<R> {
         let in_flight = InFlight::new(&parts.metrics, records);
         let from = self.progress.from.clone();
         let Config { guarantee, call_deadline, .. } = self.config;
-        let offsets: Vec<Offset> = match Fault::CommitPastGap.is_on() {
-            true => call.records.iter().map(|record| record.record.offset()).collect(),
-            false => Vec::new(),
-        };
-        let progress = Arc::clone(&self.progress);
         let attempt = Attempt::new(from.clone(), self.progress.epoch, call.records, guarantee, call_deadline);
         self.calls.spawn(async move {
             let run = attempt::run(&*parts.handler, &parts.settler, attempt, slot);
-            let verdicts = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {
+            let settlement = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {
                 tracing::error!(partition = %from, records, "the host panicked in an attempt; its records are tried again");
-                vec![Verdict::Retry { after: PANIC_DELAY, charge: true }; records]
+                let again = Verdict::Retry { after: PANIC_DELAY, charge: true };
+                Settlement { verdicts: vec![again; records], produced: Vec::new() }
             });
             drop(in_flight);
-            let settled = offsets.iter().zip(&verdicts).filter(|(_, verdict)| **verdict == Verdict::Settled);
-            if let Some((highest, _)) = settled.last() {
-                progress.set_committable(highest + 1);
-            }
-            (id, verdicts)
+            (id, settlement)
         });
     }
 
     /// Tells others how far the partition is.
     fn refresh(&mut self) {
-        let stands = self.machine.committable().or_else(|| self.reader.position());
+        let settled = match &self.outbox {
+            Some(outbox) => outbox.committed(),
+            None => self.machine.committable(),
+        };
+        let stands = settled.or_else(|| self.reader.position());
         let committable = stands.unwrap_or(0);
         while self.made.front().is_some_and(|(last, _)| *last < committable) {
             self.made.pop_front();
@@ -251,9 +288,17 @@ impl Drop for InFlight {
 }
 
 /// Sleeps until a moment; `None` never comes.
-async fn until(moment: Option<Instant>) {
+pub(super) async fn until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until an outbox has more room; for ever without one.
+async fn emptied(outbox: Option<&Outbox>) {
+    match outbox {
+        Some(outbox) => outbox.emptied().await,
         None => std::future::pending().await,
     }
 }

@@ -6,6 +6,7 @@ mod bounds;
 mod commits;
 mod drain;
 mod order;
+mod transactions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -70,7 +71,18 @@ impl World {
     async fn new(partitions: i32) -> Self {
         let ledger = Arc::new(Ledger::default());
         let rule = Arc::clone(&ledger);
-        let broker = Watched::new(move |from, offset| rule.on_commit(from, offset));
+        Self::ruled(partitions, ledger, Watched::new(move |from, offset| rule.on_commit(from, offset))).await
+    }
+
+    /// A topic of one partition whose commits keep to no rule.
+    #[cfg(feature = "fault-injection")]
+    async fn unruled(keys: &str) -> Self {
+        let world = Self::ruled(1, Arc::default(), Watched::new(|_, _| ())).await;
+        world.store(0, keys, 1).await;
+        world
+    }
+
+    async fn ruled(partitions: i32, ledger: Arc<Ledger>, broker: Watched) -> Self {
         let admin = broker.admin().expect("an admin");
         admin.create_topic(TOPIC, partitions, None).await.expect("the topic is made");
         Self { broker, ledger }
@@ -148,6 +160,7 @@ fn config() -> Config {
         call_deadline: FOR_EVER,
         commit_interval: Duration::from_millis(2),
         drain_deadline: PATIENCE,
+        transaction: Limits { interval: Duration::from_millis(2), records_max: 1000, bytes_max: 1 << 20 },
     }
 }
 

@@ -20,6 +20,9 @@ pub(super) const SECONDS: [f64; 12] = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03,
 /// Records up to which the buckets of a call's size count.
 const CALL_RECORDS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
 
+/// Records up to which the buckets of a transaction's size count.
+const TRANSACTION_RECORDS: [f64; 10] = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0, 30_000.0];
+
 /// A gauge of a fraction.
 pub(super) type Fraction = Gauge<f64, AtomicU64>;
 
@@ -117,6 +120,9 @@ pub(super) struct Families {
     pub(super) stale_acknowledgements: Family<ByHandler, Counter>,
     pub(super) commits: Family<ByResult, Counter>,
     pub(super) committed: Family<ByPartition, Gauge>,
+    pub(super) transactions: Family<ByResult, Counter>,
+    pub(super) transaction_seconds: Family<ByHandler, Histogram, Buckets>,
+    pub(super) transaction_records: Family<ByHandler, Histogram, Buckets>,
     pub(super) swaps: Family<ByHandler, Counter>,
     pub(super) rejected_loads: Family<ByHandler, Counter>,
     pub(super) rollbacks: Family<ByHandler, Counter>,
@@ -192,6 +198,21 @@ impl Families {
             ),
             commits: counter(r, "commit_requests", None, "Commits of offsets, by result"),
             committed: gauge(r, "commit_offset", None, "The committed offset: the next to be delivered after a crash"),
+            transactions: counter(r, "commit_transactions", None, "Kafka transactions, by how they ended"),
+            transaction_seconds: histogram(
+                r,
+                "commit_transaction",
+                Some(Unit::Seconds),
+                "From when a transaction was closed to the broker's confirmation",
+                &SECONDS,
+            ),
+            transaction_records: histogram(
+                r,
+                "commit_transaction",
+                Some(records()),
+                "How many records a committed transaction has produced",
+                &TRANSACTION_RECORDS,
+            ),
             swaps: counter(r, "guest_swaps", None, "Revisions that went live after the first"),
             rejected_loads: counter(
                 r,

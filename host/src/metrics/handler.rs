@@ -54,6 +54,17 @@ pub enum CommitResult {
     Fenced,
 }
 
+/// How a transaction ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransactionResult {
+    /// The broker confirmed.
+    Committed,
+    /// Nothing of it was kept; what it held is sent again.
+    Aborted,
+    /// Nobody knew; what the group has committed tells.
+    Unknown,
+}
+
 /// How the guest said that a record ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutcomeKind {
@@ -84,6 +95,7 @@ pub enum HostCallResult {
 
 const REBALANCES: [&str; 3] = ["assigned", "revoked", "lost"];
 const COMMIT_RESULTS: [&str; 3] = ["ok", "failed", "fenced"];
+const TRANSACTION_RESULTS: [&str; 3] = ["committed", "aborted", "unknown"];
 const OUTCOMES: [&str; 5] = ["ack", "skip", "retry", "dead-letter", "untouched"];
 const HOST_CALL_RESULTS: [&str; 4] = ["ok", "denied", "unavailable", "failed"];
 
@@ -118,6 +130,11 @@ pub struct HandlerMetrics {
     dead_letters: [Counter; CLASSES.len()],
     rebalances: [Counter; REBALANCES.len()],
     commits: [Counter; COMMIT_RESULTS.len()],
+    transactions: [Counter; TRANSACTION_RESULTS.len()],
+    /// From when a transaction was closed to its confirmation.
+    pub transaction_seconds: Histogram,
+    /// Records that a committed transaction has produced.
+    pub transaction_records: Histogram,
     /// The latest used last. Invariant: at most `REVISIONS_MAX`.
     revisions: Mutex<VecDeque<(Arc<str>, Arc<RevisionMetrics>)>>,
     /// How many handles there are for a partition: a new assignment may begin before the old one is dropped.
@@ -149,6 +166,10 @@ impl HandlerMetrics {
                 .map(|kind| f.rebalances.get_or_create_owned(&ByKind { handler: Arc::clone(&name), kind })),
             commits: COMMIT_RESULTS
                 .map(|result| f.commits.get_or_create_owned(&ByResult { handler: Arc::clone(&name), result })),
+            transactions: TRANSACTION_RESULTS
+                .map(|result| f.transactions.get_or_create_owned(&ByResult { handler: Arc::clone(&name), result })),
+            transaction_seconds: f.transaction_seconds.get_or_create_owned(&handler()),
+            transaction_records: f.transaction_records.get_or_create_owned(&handler()),
             revisions: Mutex::default(),
             partitions: Arc::default(),
             capabilities: Mutex::default(),
@@ -175,6 +196,11 @@ impl HandlerMetrics {
     /// Commits of offsets.
     pub fn commits(&self, result: CommitResult) -> &Counter {
         &self.commits[result as usize]
+    }
+
+    /// Ends of transactions.
+    pub fn transactions(&self, result: TransactionResult) -> &Counter {
+        &self.transactions[result as usize]
     }
 
     /// Counts a guest's call to the host.
@@ -273,6 +299,11 @@ impl HandlerMetrics {
         for result in COMMIT_RESULTS {
             remove(&f.commits, &ByResult { handler: Arc::clone(&self.name), result });
         }
+        for result in TRANSACTION_RESULTS {
+            remove(&f.transactions, &ByResult { handler: Arc::clone(&self.name), result });
+        }
+        remove(&f.transaction_seconds, &handler);
+        remove(&f.transaction_records, &handler);
         for capability in lock(&self.capabilities).keys() {
             for result in HOST_CALL_RESULTS {
                 remove(&f.host_calls, &ByCapability { handler: Arc::clone(&self.name), capability, result });

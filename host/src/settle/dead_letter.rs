@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidemill_core::partition::CallRecord;
+use tidemill_core::record::TopicPartition;
 
 use super::Failure;
-use crate::attempt::Attempt;
 use crate::broker::{Header, Outgoing, Producer, SendError, WhenFull};
 use crate::fault::Fault;
 use crate::metrics::HandlerMetrics;
@@ -31,7 +31,7 @@ const DELAY_MAX: Duration = Duration::from_secs(5);
 
 /// A record whose life ends in a letter, and why.
 pub(super) struct Dead<'a> {
-    pub(super) attempt: &'a Attempt,
+    pub(super) from: &'a TopicPartition,
     pub(super) revision: &'a Arc<str>,
     pub(super) record: &'a CallRecord,
     /// Attempts that it cost.
@@ -49,11 +49,10 @@ impl DeadLetters {
     ///
     /// The partition stands still meanwhile and says so; nothing is skipped because its letter can't be written.
     pub(super) async fn write(&self, producer: &dyn Producer, metrics: &HandlerMetrics, dead: &Dead<'_>) {
-        let Dead { attempt, revision, record, attempts, failure } = *dead;
-        let topic = self.topic_for(&attempt.from.topic);
+        let Dead { from, revision, record, attempts, failure } = *dead;
         let offset = record.record.offset();
         let class = failure.class.name();
-        let letter = self.letter(topic, dead);
+        let letter = self.letter(dead);
         if Fault::LetterNotAwaited.is_on() {
             drop(producer.send(vec![letter], WhenFull::Wait));
             return;
@@ -65,7 +64,7 @@ impl DeadLetters {
             let error = match producer.send(vec![sent], WhenFull::Wait).await.pop() {
                 Some(Ok(position)) => {
                     tracing::warn!(
-                        handler = &*self.handler, from = %attempt.from, offset, class, code = failure.reason.code,
+                        handler = &*self.handler, %from, offset, class, code = failure.reason.code,
                         attempts, revision = crate::attempt::short(revision), letter_partition = position.partition,
                         letter_offset = position.offset, "a record went to the dead-letter topic"
                     );
@@ -80,7 +79,7 @@ impl DeadLetters {
             }
             metrics.dead_letter_failures.inc();
             tracing::error!(
-                handler = &*self.handler, from = %attempt.from, offset, class, topic = &*letter.topic, %error,
+                handler = &*self.handler, %from, offset, class, topic = &*letter.topic, %error,
                 "a dead letter can't be written; its lane stands still until it can"
             );
             tokio::time::sleep(delay).await;
@@ -88,8 +87,8 @@ impl DeadLetters {
         }
     }
 
-    fn letter(&self, topic: Arc<str>, dead: &Dead<'_>) -> Outgoing {
-        let Dead { attempt, revision, record, attempts, failure } = *dead;
+    pub(super) fn letter(&self, dead: &Dead<'_>) -> Outgoing {
+        let Dead { from, revision, record, attempts, failure } = *dead;
         let source = &record.record;
         let mut headers: Vec<Header> = source
             .headers()
@@ -105,9 +104,9 @@ impl DeadLetters {
             headers.push(Header { name, value: Some(Bytes::from(value)) });
         };
         if first {
-            add("tidemill.error.id", source.id(&attempt.from));
-            add("tidemill.error.topic", attempt.from.topic.to_string());
-            add("tidemill.error.partition", attempt.from.partition.to_string());
+            add("tidemill.error.id", source.id(from));
+            add("tidemill.error.topic", from.topic.to_string());
+            add("tidemill.error.partition", from.partition.to_string());
             add("tidemill.error.offset", source.offset().to_string());
         }
         add("tidemill.error.handler", self.handler.to_string());
@@ -119,7 +118,7 @@ impl DeadLetters {
         add("tidemill.error.time", jiff::Timestamp::now().to_string());
         add(MESSAGE, truncated(&failure.reason.detail, MESSAGE_BYTES_MAX));
         Outgoing {
-            topic,
+            topic: self.topic_for(&from.topic),
             partition: None,
             timestamp_ms: source.timestamp().millis(),
             key: source.key().map(Bytes::copy_from_slice),
@@ -132,9 +131,14 @@ impl DeadLetters {
 const MESSAGE: &str = "tidemill.error.message";
 
 /// A letter whose record filled the broker's limit: it goes without its longest header.
-fn without_message(mut letter: Outgoing) -> Outgoing {
+pub(super) fn without_message(mut letter: Outgoing) -> Outgoing {
     letter.headers.retain(|header| header.name != MESSAGE);
     letter
+}
+
+/// Whether a letter has its message.
+pub(super) fn has_message(letter: &Outgoing) -> bool {
+    letter.headers.iter().any(|header| header.name == MESSAGE)
 }
 
 /// At most so many bytes of a text, cut between characters.

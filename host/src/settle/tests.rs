@@ -54,7 +54,7 @@ async fn a_guest_is_believed_that_a_dependency_is_away_only_if_a_host_call_said_
         let world = World::new(vec![]);
         let mut attempt = attempt("a");
         attempt.effects.unavailable = seen;
-        let verdicts = world.settler.settle(&attempt, called(Ok(vec![retry(true)]))).await;
+        let verdicts = world.settler.settle(&attempt, called(Ok(vec![retry(true)]))).await.verdicts;
         assert!(matches!(verdicts[0], Verdict::Retry { charge: charged, .. } if charged == charge));
     }
 }
@@ -135,6 +135,36 @@ async fn a_dead_letter_about_a_dead_letter_keeps_the_first_origin() {
     assert_eq!(origins.map(|header| header.value.as_deref()).collect::<Vec<_>>(), [Some(&b"origin"[..])]);
 }
 
+#[tokio::test]
+async fn in_a_kafka_transaction_outputs_and_letters_are_handed_on_and_nothing_is_sent() {
+    let world = World::new(vec![]);
+    let attempt = in_transaction("a b a c");
+    let outcomes = vec![ack(2), Outcome::DeadLetter(Reason::default()), retry(false), Outcome::Skip];
+    let Settlement { verdicts, produced } = world.settler.settle(&attempt, called(Ok(outcomes))).await;
+    assert!(matches!(verdicts[..], [Verdict::Settled, Verdict::Settled, Verdict::Retry { .. }, Verdict::Settled]));
+    let handed: Vec<_> = produced.iter().map(|one| (one.offset(), one.outputs.len(), &*one.outputs[0].topic)).collect();
+    assert_eq!(handed, [(0, 2, "out"), (1, 1, "in.dlq")]);
+    assert_eq!(world.sent(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_refused_output_gives_way_to_its_records_letter_or_waits_and_so_does_a_letter() {
+    let world = World::new(vec![]);
+    let attempt = in_transaction("a");
+    let mut settlement = world.settler.settle(&attempt, called(Ok(vec![ack(1)]))).await;
+    let produced = &mut settlement.produced[0];
+    let refuse = |produced: &mut Produced, error: SendError| world.settler.refused(&attempt.from, produced, &error);
+    let too_large = || SendError::TooLarge("1 MiB".to_owned());
+    assert_eq!(refuse(produced, SendError::NoSuchTopic("out".to_owned())), Refusal::Waits);
+    assert_eq!(&*produced.outputs[0].topic, "out");
+    assert_eq!(refuse(produced, too_large()), Refusal::Replaced);
+    assert_eq!(&*produced.outputs[0].topic, "in.dlq");
+    let headers = produced.outputs[0].headers.len();
+    assert_eq!(refuse(produced, too_large()), Refusal::Replaced, "the letter goes without its message");
+    assert_eq!(produced.outputs[0].headers.len(), headers - 1);
+    assert_eq!(refuse(produced, too_large()), Refusal::Waits, "it is never left out");
+}
+
 const AT: Position = Position { partition: 0, offset: 0 };
 
 /// A settler over a producer that answers as it is told, and with success once it was told no more.
@@ -159,7 +189,7 @@ impl World {
     }
 
     async fn settle(&self, keys: &str, outcomes: Result<Vec<Outcome>, CallError>) -> Vec<Verdict> {
-        self.settler.settle(&attempt(keys), called(outcomes)).await
+        self.settler.settle(&attempt(keys), called(outcomes)).await.verdicts
     }
 
     fn letters(&self) -> Vec<Outgoing> {
@@ -204,6 +234,10 @@ fn attempt(keys: &str) -> Attempt {
         CallRecord { record: Record::single(offset as i64, key, Some(b"v")), lane: lane as u32, tries: 0, charged: 0 }
     });
     Attempt::new(TopicPartition::new("in", 0), 1, records.collect(), Guarantee::AtLeastOnce, Duration::from_secs(1))
+}
+
+fn in_transaction(keys: &str) -> Attempt {
+    Attempt { guarantee: Guarantee::KafkaTransaction, ..attempt(keys) }
 }
 
 fn called(outcomes: Result<Vec<Outcome>, CallError>) -> Called {

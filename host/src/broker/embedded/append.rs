@@ -11,7 +11,8 @@ use tidemill_core::record::Offset;
 use super::config::Config;
 use super::headers;
 use super::topics::{Partition, Topic, Topics};
-use crate::broker::{Outgoing, Position, SendError};
+use super::writer::{Transact, write_offsets};
+use crate::broker::{Outgoing, Position, SendError, TransactionError};
 
 /// A segment is closed at so many records, whatever their size.
 const SEGMENT_RECORDS_MAX: i64 = 10_000;
@@ -136,24 +137,39 @@ impl<'a> Appending<'a> {
         sticky: &mut Sticky,
     ) -> rusqlite::Result<Result<Position, SendError>> {
         let bytes = bytes_of(record);
-        if bytes > self.config.record_bytes_max.0 {
-            let text = format!("{bytes} bytes, and `record_bytes_max` is {:?}", self.config.record_bytes_max);
-            return Ok(Err(SendError::TooLarge(text)));
-        }
-        let Some(topic) = self.topic(&record.topic) else {
-            return Ok(Err(SendError::NoSuchTopic(record.topic.to_string())));
+        let topic = match self.topic_for(record, bytes) {
+            Ok(topic) => topic,
+            Err(refusal) => return Ok(Err(refusal)),
         };
         let number = match (record.partition, &record.key) {
-            (Some(partition), _) => usize::try_from(partition).unwrap_or(usize::MAX),
+            (Some(partition), _) => partition as usize,
             (None, Some(key)) => partition_for_key(key, topic.partitions.len() as i32) as usize,
             (None, None) => sticky.next(&topic, bytes + RECORD_OVERHEAD),
         };
-        let Some(partition) = topic.partitions.get(number) else {
-            let name = format!("{}/{}", record.topic, record.partition.unwrap_or_default());
-            return Ok(Err(SendError::NoSuchTopic(name)));
-        };
+        let partition = &topic.partitions[number];
         let offset = self.insert(&topic, partition, record, bytes)?;
         Ok(Ok(Position { partition: number as i32, offset }))
+    }
+
+    /// Stores records and offsets together, or none of them when a record can't be stored.
+    pub(super) fn transact(
+        &mut self,
+        transact: &Transact,
+        sticky: &mut Sticky,
+    ) -> rusqlite::Result<Result<(), TransactionError>> {
+        let refusal = |record: &Outgoing| self.topic_for(record, bytes_of(record)).err();
+        let refused: Vec<_> =
+            transact.records.iter().map(refusal).enumerate().filter_map(|(at, error)| Some((at, error?))).collect();
+        if !refused.is_empty() {
+            return Ok(Err(TransactionError::Refused(refused)));
+        }
+        for record in &transact.records {
+            let stored = self.append(record, sticky)?;
+            debug_assert!(stored.is_ok(), "what was not refused before is stored");
+        }
+        sticky.turn();
+        write_offsets(self.connection, &transact.group, &transact.offsets)?;
+        Ok(Ok(()))
     }
 
     /// Writes down how far the partitions go now.
@@ -165,6 +181,22 @@ impl<'a> Appending<'a> {
             write_segment(self.connection, touched, self.now_ms)?;
         }
         Ok(())
+    }
+
+    /// The topic that takes a record, or why none does.
+    fn topic_for(&mut self, record: &Outgoing, bytes: usize) -> Result<Arc<Topic>, SendError> {
+        if bytes > self.config.record_bytes_max.0 {
+            let text = format!("{bytes} bytes, and `record_bytes_max` is {:?}", self.config.record_bytes_max);
+            return Err(SendError::TooLarge(text));
+        }
+        let Some(topic) = self.topic(&record.topic) else {
+            return Err(SendError::NoSuchTopic(record.topic.to_string()));
+        };
+        match record.partition {
+            Some(number) if usize::try_from(number).is_ok_and(|number| number < topic.partitions.len()) => Ok(topic),
+            Some(number) => Err(SendError::NoSuchTopic(format!("{}/{number}", record.topic))),
+            None => Ok(topic),
+        }
     }
 
     fn topic(&mut self, name: &Arc<str>) -> Option<Arc<Topic>> {

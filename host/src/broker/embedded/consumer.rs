@@ -109,6 +109,7 @@ impl EmbeddedConsumer {
 
 impl Consumer for EmbeddedConsumer {
     type Reader = EmbeddedReader;
+    type Member = Arc<Membership>;
 
     async fn next_event(&mut self) -> ConsumerEvent {
         self.membership.next_event().await
@@ -142,6 +143,10 @@ impl Consumer for EmbeddedConsumer {
         offsets: Vec<(TopicPartition, Offset)>,
     ) -> impl Future<Output = Result<(), CommitError>> + Send + 'static {
         self.write_commit(offsets)
+    }
+
+    fn member(&self) -> Arc<Membership> {
+        Arc::clone(&self.membership)
     }
 
     fn close(self) -> impl Future<Output = ()> + Send {

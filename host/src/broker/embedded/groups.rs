@@ -26,7 +26,7 @@ pub(super) struct Groups {
 
 /// A place in a group.
 #[derive(Debug)]
-pub(super) struct Membership {
+pub struct Membership {
     groups: Arc<Groups>,
     pub(super) group: String,
     member: MemberId,

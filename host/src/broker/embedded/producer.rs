@@ -26,6 +26,14 @@ impl Queue {
         Self { room: Arc::new(Semaphore::new(bytes_max as usize)), bytes_max, line: tokio::sync::Mutex::new(()) }
     }
 
+    /// Waits for room, behind all who came before.
+    pub(super) async fn room_for(&self, bytes: usize) -> Result<OwnedSemaphorePermit, SendError> {
+        let room = Arc::clone(&self.room);
+        let _first = self.line.lock().await;
+        let closed = |_| SendError::Unavailable("the log is closed".to_owned());
+        room.acquire_many_owned(self.share(bytes)).await.map_err(closed)
+    }
+
     /// What a send takes of the room; one that is larger than all of it takes all of it.
     fn share(&self, bytes: usize) -> u32 {
         u32::try_from(bytes).unwrap_or(u32::MAX).min(self.bytes_max)
@@ -120,20 +128,17 @@ async fn queue(
 ) -> Result<oneshot::Receiver<Vec<Result<Position, SendError>>>, SendError> {
     let count = Count::new(records.len(), &in_flight);
     let bytes: usize = records.iter().map(room_of).sum();
-    let share = log.queue.share(bytes);
-    let room = Arc::clone(&log.queue.room);
-    let closed = || SendError::Unavailable("the log is closed".to_owned());
     let (answer, answered) = oneshot::channel();
     let append = |room| {
         let in_flight = InFlight { _room: room, _count: count };
         log.command(Command::Append(Append { records, bytes, answer, in_flight })).map_err(SendError::Unavailable)
     };
     match when_full {
-        WhenFull::Refuse => append(room.try_acquire_many_owned(share).map_err(|_| SendError::QueueFull)?)?,
-        WhenFull::Wait => {
-            let _first = log.queue.line.lock().await;
-            append(room.acquire_many_owned(share).await.map_err(|_| closed())?)?;
+        WhenFull::Refuse => {
+            let room = Arc::clone(&log.queue.room).try_acquire_many_owned(log.queue.share(bytes));
+            append(room.map_err(|_| SendError::QueueFull)?)?;
         }
+        WhenFull::Wait => append(log.queue.room_for(bytes).await?)?,
     }
     Ok(answered)
 }

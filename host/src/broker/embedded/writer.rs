@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, TransactionBehavior, params};
 use tidemill_core::record::Offset;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::append::{Appending, Sticky, Tail};
 use super::config::{Config, check_partitions};
@@ -18,7 +18,7 @@ use super::lock::Lock;
 use super::producer::InFlight;
 use super::retention;
 use super::topics::{Partition, Topic, Topics, check_name};
-use crate::broker::{BrokerError, CommitError, Outgoing, Position, SendError};
+use crate::broker::{BrokerError, CommitError, Outgoing, Position, SendError, TransactionError};
 
 /// A transaction takes in what waits until it has so many bytes: then those who wait are answered.
 const TRANSACTION_BYTES_MAX: usize = 4 << 20;
@@ -33,6 +33,7 @@ const RETENTION_INTERVAL: Duration = Duration::from_secs(30);
 pub(super) enum Command {
     Append(Append),
     Commit(Commit),
+    Transact(Transact),
     Create(Create),
 }
 
@@ -50,6 +51,17 @@ pub(super) struct Commit {
     pub(super) group: String,
     pub(super) offsets: Vec<(i64, Offset)>,
     pub(super) answer: oneshot::Sender<Result<(), CommitError>>,
+}
+
+/// Records and offsets, by partition id, that are written together or not at all.
+pub(super) struct Transact {
+    pub(super) records: Vec<Outgoing>,
+    pub(super) bytes: usize,
+    pub(super) group: String,
+    pub(super) offsets: Vec<(i64, Offset)>,
+    pub(super) answer: oneshot::Sender<Result<(), TransactionError>>,
+    /// Its place in the queue, given up when it was answered.
+    pub(super) _room: OwnedSemaphorePermit,
 }
 
 /// A topic to be made.
@@ -158,13 +170,13 @@ impl Body {
 
     /// Writes a batch in one transaction, then answers.
     fn write(&mut self, batch: Batch) {
-        self.create_missing(&batch.appends);
+        self.create_missing(&batch);
         let database = Arc::clone(&self.parts.database);
         let turn = database.turn();
         let written = self.transact(&batch);
         drop(turn);
-        let results = match written {
-            Ok(results) => results,
+        let Written { appended, transacted } = match written {
+            Ok(written) => written,
             Err(error) => {
                 // What is in the file is the truth now, whatever we believed.
                 self.tails.clear();
@@ -173,12 +185,15 @@ impl Body {
             }
         };
         self.written += batch.bytes as i64;
-        for (append, results) in batch.appends.into_iter().zip(results) {
+        for (append, results) in batch.appends.into_iter().zip(appended) {
             drop(append.answer.send(results));
             drop(append.in_flight);
         }
         for commit in batch.commits {
             drop(commit.answer.send(Ok(())));
+        }
+        for (transact, result) in batch.transacts.into_iter().zip(transacted) {
+            drop(transact.answer.send(result));
         }
         if self.written > WAL_BYTES_MAX {
             self.written = 0;
@@ -187,12 +202,13 @@ impl Body {
     }
 
     /// Makes the topics that are written to and do not exist, where the configuration says so.
-    fn create_missing(&mut self, appends: &[Append]) {
+    fn create_missing(&mut self, batch: &Batch) {
         if !self.parts.config.create_topics {
             return;
         }
         let mut last: Option<&Arc<str>> = None;
-        for record in appends.iter().flat_map(|append| &append.records) {
+        let appended = batch.appends.iter().flat_map(|append| &append.records);
+        for record in appended.chain(batch.transacts.iter().flat_map(|transact| &transact.records)) {
             if last == Some(&record.topic) {
                 continue;
             }
@@ -206,26 +222,30 @@ impl Body {
         }
     }
 
-    fn transact(&mut self, batch: &Batch) -> Result<Vec<Vec<Result<Position, SendError>>>, WriteError> {
+    fn transact(&mut self, batch: &Batch) -> Result<Written, WriteError> {
         let now_ms = now_ms();
         let Parts { connection, topics, config, .. } = &mut self.parts;
         let before = |error| WriteError { error, unknown: false };
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(before)?;
         let mut appending = Appending::new(&transaction, topics, config, now_ms, &self.tails);
-        let mut results = Vec::with_capacity(batch.appends.len());
+        let mut appended = Vec::with_capacity(batch.appends.len());
         for append in &batch.appends {
             let mut positions = Vec::with_capacity(append.records.len());
             for record in &append.records {
                 positions.push(appending.append(record, &mut self.sticky).map_err(before)?);
             }
             self.sticky.turn();
-            results.push(positions);
+            appended.push(positions);
+        }
+        for commit in &batch.commits {
+            write_offsets(&transaction, &commit.group, &commit.offsets).map_err(before)?;
+        }
+        let mut transacted = Vec::with_capacity(batch.transacts.len());
+        for transact in &batch.transacts {
+            transacted.push(appending.transact(transact, &mut self.sticky).map_err(before)?);
         }
         appending.finish().map_err(before)?;
         let touched = appending.touched;
-        for commit in &batch.commits {
-            write_commit(&transaction, commit).map_err(before)?;
-        }
         transaction.commit().map_err(|error| WriteError { error, unknown: true })?;
         for (id, mut touched) in touched {
             touched.partition.publish_end(touched.tail.next);
@@ -235,7 +255,7 @@ impl Body {
             }
             self.tails.insert(id, touched.tail);
         }
-        Ok(results)
+        Ok(Written { appended, transacted })
     }
 
     /// Deletes what became too old, in all partitions.
@@ -285,12 +305,13 @@ fn delete_old(
     }
 }
 
-fn write_commit(connection: &Connection, commit: &Commit) -> rusqlite::Result<()> {
+/// Writes a group's offsets, by partition id.
+pub(super) fn write_offsets(connection: &Connection, group: &str, offsets: &[(i64, Offset)]) -> rusqlite::Result<()> {
     let mut statement = connection.prepare_cached(
         "INSERT INTO committed (consumer_group, partition, next) VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET next = ?3",
     )?;
-    for (partition, next) in &commit.offsets {
-        statement.execute(params![commit.group, partition, next])?;
+    for (partition, next) in offsets {
+        statement.execute(params![group, partition, next])?;
     }
     Ok(())
 }
@@ -309,11 +330,18 @@ struct WriteError {
     unknown: bool,
 }
 
+/// What became of the parts of a batch, each in its order.
+struct Written {
+    appended: Vec<Vec<Result<Position, SendError>>>,
+    transacted: Vec<Result<(), TransactionError>>,
+}
+
 /// What becomes one transaction.
 #[derive(Default)]
 struct Batch {
     appends: Vec<Append>,
     commits: Vec<Commit>,
+    transacts: Vec<Transact>,
     bytes: usize,
 }
 
@@ -328,18 +356,25 @@ impl Batch {
                     self.appends.push(append);
                 }
                 Command::Commit(commit) => self.commits.push(commit),
+                Command::Transact(transact) => {
+                    self.bytes += transact.bytes;
+                    self.transacts.push(transact);
+                }
                 Command::Create(create) => return Some(create),
             }
-            if self.bytes < TRANSACTION_BYTES_MAX && self.appends.len() + self.commits.len() < TRANSACTION_COMMANDS_MAX
-            {
+            if self.bytes < TRANSACTION_BYTES_MAX && self.commands() < TRANSACTION_COMMANDS_MAX {
                 next = inbox.try_recv().ok();
             }
         }
         None
     }
 
+    fn commands(&self) -> usize {
+        self.appends.len() + self.commits.len() + self.transacts.len()
+    }
+
     fn is_empty(&self) -> bool {
-        self.appends.is_empty() && self.commits.is_empty()
+        self.commands() == 0
     }
 
     fn fail(self, error: &WriteError) {
@@ -351,6 +386,12 @@ impl Batch {
         }
         for commit in self.commits {
             drop(commit.answer.send(Err(CommitError::Retriable(text.clone()))));
+        }
+        for transact in self.transacts {
+            let text = text.clone();
+            let refusal =
+                if error.unknown { TransactionError::Unknown(text) } else { TransactionError::Unavailable(text) };
+            drop(transact.answer.send(Err(refusal)));
         }
     }
 }

@@ -73,6 +73,20 @@ const PRODUCER_OWNED: &[(&str, &str)] = &[
     ("partitioner", "murmur2_random"),
 ];
 
+/// How long a transaction may stay open.
+const TRANSACTION_TIMEOUT_MS: &str = "10000";
+
+/// Ours under the operator's, for transactional producers, over those for producers.
+const TRANSACTIONS_DEFAULTS: &[(&str, &str)] = &[
+    // How long a host that was killed holds up those who read what is committed: to this the broker's own clean-up interval
+    // is added, 10 s by default. A transaction that takes longer is aborted and sent again.
+    ("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS),
+    // A transaction waits no longer than this for a topic that nobody knows, and with it all others of its handler.
+    ("topic.metadata.propagation.max.ms", "2000"),
+    // The coordinator answers "not yet" while the last transaction ends; the default of 100 ms is most of a transaction then.
+    ("retry.backoff.ms", "2"),
+];
+
 /// Properties that an operator may not set at all, and what to do instead.
 const REFUSED: &[(&str, &str)] = &[
     ("group.id", "write `group` in the handler"),
@@ -129,6 +143,23 @@ impl Config {
     /// For one producer.
     pub(super) fn producer(&self, properties: &BTreeMap<String, String>) -> Result<ClientConfig, BrokerError> {
         let client = self.layered(PRODUCER_DEFAULTS, &[&self.producer, properties], PRODUCER_OWNED)?;
+        check_native(&client)?;
+        Ok(client)
+    }
+
+    /// For one transactional producer.
+    pub(super) fn transactions(
+        &self,
+        id: &str,
+        properties: &BTreeMap<String, String>,
+    ) -> Result<ClientConfig, BrokerError> {
+        let defaults: Vec<_> = PRODUCER_DEFAULTS.iter().chain(TRANSACTIONS_DEFAULTS).copied().collect();
+        let mut client = self.layered(&defaults, &[&self.producer, properties], PRODUCER_OWNED)?;
+        client.set("transactional.id", id);
+        // A record that is not stored within its transaction's time never is.
+        let timeout = client.get("transaction.timeout.ms").unwrap_or(TRANSACTION_TIMEOUT_MS).to_owned();
+        client.remove("message.timeout.ms");
+        client.set("delivery.timeout.ms", timeout);
         check_native(&client)?;
         Ok(client)
     }

@@ -4,8 +4,8 @@
 //! [`KafkaConsumer::release`]. librdkafka raises no other rebalance until the last one is answered.
 
 use std::ffi::CString;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rdkafka::consumer::Consumer as _;
@@ -18,6 +18,7 @@ use self::member::Client;
 use super::config::Config;
 use super::ends::ends;
 use super::errors::code_of;
+use super::ffi::transaction::GroupMetadata;
 use super::reader::PartitionReader;
 use crate::broker::{BrokerError, CommitError, Consumer, ConsumerEvent, StartAt, Subscription};
 
@@ -101,8 +102,43 @@ impl KafkaConsumer {
     }
 }
 
+/// A member as transactions name it: by its place in the group when it last heard from the group. Does not keep it a member.
+#[derive(Clone)]
+pub struct KafkaMember(Weak<Client>);
+
+impl KafkaMember {
+    /// Offsets of this member's partitions, and the place that entitles it to commit them; or why it is not.
+    ///
+    /// Both are read at once, and the place is never newer than what the member was told: asked of the library now, it would
+    /// be that of a member that has lost these partitions without knowing.
+    pub(super) fn place(
+        &self,
+        offsets: &[(TopicPartition, Offset)],
+    ) -> Result<(TopicPartitionList, Arc<GroupMetadata>), String> {
+        let places = offsets.iter().map(|(partition, offset)| (partition, Place::Offset(*offset)));
+        let places = list(places).map_err(|error| error.to_string())?;
+        let client = self.0.upgrade().ok_or("the consumer is closed")?;
+        Ok((places, client.entitled(offsets)?))
+    }
+
+    /// What the group has committed. Blocks at most so long.
+    pub(super) fn committed(
+        &self,
+        partitions: &[TopicPartition],
+        within: Duration,
+    ) -> Result<Vec<Option<Offset>>, BrokerError> {
+        let closed = || BrokerError::Unavailable("the consumer is closed".to_owned());
+        let client = self.0.upgrade().ok_or_else(closed)?;
+        let asked = list(partitions.iter().map(|partition| (partition, Place::Invalid)))?;
+        let found = client.consumer.committed_offsets(asked, within);
+        let found = found.map_err(|error| client.unavailable(code_of(&error)))?;
+        Ok(partitions.iter().map(|partition| member::committed(&found, partition)).collect())
+    }
+}
+
 impl Consumer for KafkaConsumer {
     type Reader = PartitionReader;
+    type Member = KafkaMember;
 
     async fn next_event(&mut self) -> ConsumerEvent {
         let ended = || ConsumerEvent::Fatal("the consumer's thread has ended".into());
@@ -144,6 +180,10 @@ impl Consumer for KafkaConsumer {
             let client = client.upgrade().ok_or_else(closed)?;
             answer.map_err(|code| client.refused_commit(code, &offsets))
         }
+    }
+
+    fn member(&self) -> KafkaMember {
+        KafkaMember(Arc::downgrade(&self.client))
     }
 
     async fn close(self) {

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 
 mod message;
 mod produce;
+pub(super) mod transaction;
 
 pub(super) use self::message::Message;
 pub(super) use self::produce::{Batch, Persistence, Report, Topic, produce};
@@ -282,21 +283,6 @@ pub(super) fn commit(offsets: &rdkafka::TopicPartitionList, answer: &Queue) -> R
         unsafe { rd::rd_kafka_commit_queue(client, offsets.ptr(), answer.queue.as_ptr(), None, ptr::null_mut()) };
     let code = Code::from(refused);
     if code == Code::NoError { Ok(()) } else { Err(code) }
-}
-
-/// Whether the group's coordinator counts this consumer as a member of a generation.
-pub(super) fn is_member(client: &dyn Native) -> bool {
-    // SAFETY: the client lives; the answer is ours, and destroyed after its last use.
-    unsafe {
-        let group = rd::rd_kafka_consumer_group_metadata(client.native());
-        if group.is_null() {
-            return false;
-        }
-        let generation = rd::rd_kafka_consumer_group_metadata_generation_id(group);
-        rd::rd_kafka_consumer_group_metadata_destroy(group);
-        // Below zero before the first; the newer protocol counts from 0, which is "not yet".
-        generation > 0
-    }
 }
 
 /// Asks any broker for what the client knows already, to see whether one answers. Blocks.

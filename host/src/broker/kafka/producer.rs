@@ -21,6 +21,7 @@ use super::ffi::Batch;
 use crate::broker::{BrokerError, Outgoing, Position, Producer, SendError, WhenFull};
 
 mod client;
+pub(super) mod transactions;
 
 /// How long a caller that waits for room listens to one client, which another may have replaced meanwhile.
 const ROOM_INTERVAL: Duration = Duration::from_secs(1);

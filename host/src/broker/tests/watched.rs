@@ -9,8 +9,11 @@ use tidemill_core::record::{Offset, TopicPartition};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
-use crate::broker::embedded::{Embedded, EmbeddedConsumer, EmbeddedReader};
-use crate::broker::{Admin, Broker, BrokerError, CommitError, Consumer, ConsumerEvent, Producer, Subscription};
+use crate::broker::embedded::{Embedded, EmbeddedConsumer, EmbeddedReader, EmbeddedTransactions};
+use crate::broker::{
+    Admin, Broker, BrokerError, CommitError, Consumer, ConsumerEvent, Outgoing, Producer, Subscription,
+    TransactionError, Transactions,
+};
 
 /// Bounds each wait of a test: what takes longer does not come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,9 +31,20 @@ struct Shared {
     rule: Rule,
     /// So many commits fail from now on.
     commits_to_fail: AtomicUsize,
+    /// How the next ends of transactions go wrong.
+    mishaps: Mutex<VecDeque<Mishap>>,
     /// What members are told beside what the log says.
     events: Mutex<VecDeque<ConsumerEvent>>,
     told: Notify,
+}
+
+/// How the end of a transaction goes wrong.
+#[derive(Debug, Clone)]
+pub(crate) enum Mishap {
+    /// It is not committed.
+    Before(TransactionError),
+    /// It is committed, and the answer is lost.
+    After(TransactionError),
 }
 
 /// What a commit has to keep to.
@@ -51,6 +65,7 @@ impl Watched {
             seen: watch::Sender::default(),
             rule: Box::new(rule),
             commits_to_fail: AtomicUsize::new(0),
+            mishaps: Mutex::default(),
             events: Mutex::default(),
             told: Notify::new(),
         };
@@ -87,6 +102,16 @@ impl Watched {
         self.shared.commits_to_fail.store(commits, Ordering::SeqCst);
     }
 
+    /// Lets the next ends of transactions go wrong.
+    pub(crate) fn mishaps(&self, mishaps: impl IntoIterator<Item = Mishap>) {
+        self.shared.mishaps.lock().expect("not poisoned").extend(mishaps);
+    }
+
+    /// From now on transactions end well.
+    pub(crate) fn no_more_mishaps(&self) {
+        self.shared.mishaps.lock().expect("not poisoned").clear();
+    }
+
     /// Tells the next member that asks what did not happen.
     pub(crate) fn tell(&self, event: ConsumerEvent) {
         self.shared.events.lock().expect("not poisoned").push_back(event);
@@ -106,6 +131,7 @@ impl Shared {
 
 impl Broker for Watched {
     type Consumer = Member;
+    type Transactions = WatchedTransactions;
 
     fn consumer(&self, subscription: &Subscription) -> Result<Member, BrokerError> {
         let member = self.log.consumer(subscription)?;
@@ -118,6 +144,14 @@ impl Broker for Watched {
 
     fn producer(&self, properties: &BTreeMap<String, String>) -> Result<Arc<dyn Producer>, BrokerError> {
         self.log.producer(properties)
+    }
+
+    fn transactions(
+        &self,
+        id: &str,
+        properties: &BTreeMap<String, String>,
+    ) -> Result<WatchedTransactions, BrokerError> {
+        Ok(WatchedTransactions { log: self.log.transactions(id, properties)?, shared: Arc::clone(&self.shared) })
     }
 
     fn admin(&self) -> Result<Arc<dyn Admin>, BrokerError> {
@@ -134,6 +168,7 @@ pub(crate) struct Member {
 
 impl Consumer for Member {
     type Reader = EmbeddedReader;
+    type Member = WatchedMember;
 
     async fn next_event(&mut self) -> ConsumerEvent {
         loop {
@@ -183,7 +218,66 @@ impl Consumer for Member {
         }
     }
 
+    fn member(&self) -> WatchedMember {
+        WatchedMember { group: self.group.clone(), member: self.member.member() }
+    }
+
     async fn close(self) {
         self.member.close().await;
+    }
+}
+
+/// A member as its transactions name it.
+#[derive(Clone)]
+pub(crate) struct WatchedMember {
+    group: String,
+    member: <EmbeddedConsumer as Consumer>::Member,
+}
+
+/// Transactions whose commits are seen.
+pub(crate) struct WatchedTransactions {
+    log: EmbeddedTransactions,
+    shared: Arc<Shared>,
+}
+
+impl Transactions for WatchedTransactions {
+    type Member = WatchedMember;
+
+    async fn init(&mut self) -> Result<(), TransactionError> {
+        self.log.init().await
+    }
+
+    async fn send(&mut self, records: &[Outgoing]) -> Result<(), TransactionError> {
+        self.log.send(records).await
+    }
+
+    async fn commit(
+        &mut self,
+        offsets: &[(TopicPartition, Offset)],
+        member: &WatchedMember,
+    ) -> Result<(), TransactionError> {
+        let mishap = self.shared.mishaps.lock().expect("not poisoned").pop_front();
+        if let Some(Mishap::Before(error)) = mishap {
+            return Err(error);
+        }
+        offsets.iter().for_each(|(from, offset)| (self.shared.rule)(from, *offset));
+        self.log.commit(offsets, &member.member).await?;
+        self.shared.note(&member.group, offsets.to_vec());
+        match mishap {
+            Some(Mishap::After(error)) => Err(error),
+            Some(Mishap::Before(_)) | None => Ok(()),
+        }
+    }
+
+    async fn abort(&mut self) -> Result<(), TransactionError> {
+        self.log.abort().await
+    }
+
+    async fn committed(
+        &mut self,
+        partitions: &[TopicPartition],
+        member: &WatchedMember,
+    ) -> Result<Vec<Option<Offset>>, TransactionError> {
+        self.log.committed(partitions, &member.member).await
     }
 }

@@ -18,6 +18,7 @@ use super::commit::Commit;
 use super::list;
 use crate::broker::kafka::config::refused_by_library;
 use crate::broker::kafka::errors::{self, code_of};
+use crate::broker::kafka::ffi::transaction::GroupMetadata;
 use crate::broker::kafka::ffi::{self, Native, Queue, Wakers};
 use crate::broker::kafka::listener::Listener;
 use crate::broker::kafka::reader::PartitionReader;
@@ -38,7 +39,13 @@ pub(in crate::broker::kafka) struct Client {
 
 impl Native for Client {
     fn native(&self) -> *mut RDKafka {
-        self.consumer.client().native_ptr()
+        self.consumer.native()
+    }
+}
+
+impl Native for BaseConsumer<Context> {
+    fn native(&self) -> *mut RDKafka {
+        self.client().native_ptr()
     }
 }
 
@@ -58,6 +65,8 @@ struct State {
     told: bool,
     /// What this member reads, each with the flag that tells its reader so.
     started: BTreeMap<TopicPartition, Arc<AtomicBool>>,
+    /// This member's place in the group, as of the last rebalance that it was told of; none once it lost its partitions.
+    place: Option<Arc<GroupMetadata>>,
     /// Commits under way. Bounded by their callers, who wait for each before the next.
     commits: Vec<Weak<Commit>>,
 }
@@ -168,6 +177,19 @@ impl Client {
         }
     }
 
+    /// The place that entitles this member to commit these partitions in a transaction, or why it has none.
+    pub(super) fn entitled(&self, offsets: &[(TopicPartition, Offset)]) -> Result<Arc<GroupMetadata>, String> {
+        let state = self.state();
+        let foreign = offsets.iter().find(|(partition, _)| !state.started.contains_key(partition));
+        match (foreign, &state.place) {
+            (Some((partition, _)), _) if !Fault::IgnoreEpoch.is_on() => {
+                Err(format!("{partition} is not this member's"))
+            }
+            (_, None) => Err("it has lost its partitions".to_owned()),
+            (_, Some(place)) => Ok(Arc::clone(place)),
+        }
+    }
+
     pub(super) fn refused_commit(&self, code: Code, offsets: &[(TopicPartition, Offset)]) -> CommitError {
         let text = self.context().listener.with_cause(&code.to_string());
         match code {
@@ -194,7 +216,7 @@ impl Client {
     }
 }
 
-fn committed(places: &TopicPartitionList, of: &TopicPartition) -> Option<Offset> {
+pub(super) fn committed(places: &TopicPartitionList, of: &TopicPartition) -> Option<Offset> {
     match places.find_partition(&of.topic, of.partition)?.offset() {
         Place::Offset(offset) => Some(offset),
         _ => None,
@@ -207,6 +229,7 @@ pub(super) fn poll(mut client: Arc<Client>) {
     let mut member_since = None;
     loop {
         context.tell_of_joining(&*client, &mut member_since);
+        context.keep_place(&*client);
         match client.consumer.poll(POLL_INTERVAL) {
             // It would be lost: partitions have queues of their own before they are assigned.
             Some(Ok(_)) => context.tell(ConsumerEvent::Fatal("a record came past its partition's queue".into())),
@@ -252,11 +275,27 @@ impl Context {
         if self.state().told {
             return;
         }
-        *member_since = ffi::is_member(client).then(|| member_since.unwrap_or_else(Instant::now));
+        *member_since = GroupMetadata::of(client).is_some().then(|| member_since.unwrap_or_else(Instant::now));
         if member_since.is_some_and(|since| since.elapsed() >= NOTHING_AFTER) {
             self.state().told = true;
             self.tell(ConsumerEvent::Assigned(Vec::new()));
         }
+    }
+
+    /// The newer group protocol counts a member's epoch up without telling it when its share stays. Callbacks run on this
+    /// thread too: what it was not told of yet, it has not lost, unless it was expelled; then its id is another one.
+    fn keep_place(&self, client: &dyn Native) {
+        let Some(known) = self.state().place.clone() else { return };
+        let now = GroupMetadata::of(client).filter(|now| now.member_id() == known.member_id());
+        if let Some(now) = now {
+            self.state().place = Some(Arc::new(now));
+        }
+    }
+
+    /// Takes down the place in the group as of this rebalance.
+    fn take_place(&self, consumer: &BaseConsumer<Self>) {
+        let place = if consumer.assignment_lost() { None } else { GroupMetadata::of(consumer) };
+        self.state().place = place.map(Arc::new);
     }
 
     fn give_up_commits(&self) {
@@ -312,6 +351,7 @@ impl ConsumerContext for Context {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Rebalance::Assign,
             _ => Rebalance::Revoke,
         };
+        self.take_place(consumer);
         // Cooperative rebalances come with nothing to do, too, and want their answer.
         let nothing = partitions.count() == 0;
         if nothing || self.closing.load(Ordering::SeqCst) {

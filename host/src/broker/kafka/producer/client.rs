@@ -112,6 +112,17 @@ impl Client {
         self.parting.store(true, Ordering::SeqCst);
     }
 
+    /// The same, and gives up at once what is not acknowledged.
+    pub(super) fn part_at_once(&self) {
+        ffi::purge(&*self.library);
+        self.part();
+    }
+
+    /// What the library's calls are made on.
+    pub(super) fn native(&self) -> &dyn Native {
+        &*self.library
+    }
+
     /// How many records are with the library and not reported.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Acquire)

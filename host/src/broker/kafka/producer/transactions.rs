@@ -1,0 +1,285 @@
+//! Transactions: a client of its own for each transactional id, whose calls that wait run on threads that may block.
+//!
+//! The library's end of a transaction is not to be trusted when it fails (2.12.1: a commit that had failed here may have
+//! succeeded at the broker). So nothing is ever begun on a client whose last commit did not return well.
+
+use std::ffi::c_int;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::error::RDKafkaErrorCode as Code;
+use tidemill_core::record::{Offset, TopicPartition};
+use tokio::time::{Instant, timeout};
+
+use super::client::{self, Client, Queued};
+use super::{ROOM_INTERVAL, Unqueued};
+use crate::broker::kafka::consumer::KafkaMember;
+use crate::broker::kafka::ends::left;
+use crate::broker::kafka::errors::outcome;
+use crate::broker::kafka::ffi::Batch;
+use crate::broker::kafka::ffi::transaction::{self as ffi, Failure};
+use crate::broker::{BrokerError, Outgoing, SendError, TransactionError, Transactions};
+
+/// How long one try to take the id over takes: it waits for the end of what was left open.
+const INIT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a commit may take with all that belongs to it, before nobody knows its end.
+const COMMIT_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How long an abort may take before the client is given up.
+const ABORT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long the coordinator may take to say what a group has committed.
+const COMMITTED_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The pause before a call is made again that failed for a moment.
+const AGAIN_DELAY: Duration = Duration::from_millis(5);
+
+/// A transactional producer.
+pub struct KafkaTransactions {
+    client: Arc<Client>,
+    stage: Stage,
+    /// The open transaction's records, in the order of sending.
+    sent: Vec<Arc<Batch>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The id is not taken over yet.
+    New,
+    /// No transaction is open.
+    Ready,
+    /// A transaction is open.
+    Open,
+    /// It can only be dropped.
+    Spent,
+}
+
+impl KafkaTransactions {
+    pub(in crate::broker::kafka) fn new(config: &ClientConfig) -> Result<Self, BrokerError> {
+        let client = Arc::new(Client::new(config)?);
+        let served = Arc::clone(&client);
+        let thread = std::thread::Builder::new().name("kafka transactions".into());
+        // A client that has a fatal error says so to whoever uses it, and is not replaced.
+        let started = thread.spawn(move || client::serve(served, |_dead| ()));
+        started.map_err(|error| BrokerError::Unavailable(format!("no thread for the producer: {error}")))?;
+        Ok(Self { client, stage: Stage::New, sent: Vec::new() })
+    }
+
+    /// Runs calls that wait.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Client) -> Result<T, TransactionError> + Send + 'static,
+    ) -> Result<T, TransactionError> {
+        let client = Arc::clone(&self.client);
+        let done = tokio::task::spawn_blocking(move || call(&client)).await;
+        done.unwrap_or_else(|ended| Err(TransactionError::Unknown(format!("the call was stopped: {ended}"))))
+    }
+
+    fn begin(&mut self) -> Result<(), TransactionError> {
+        match self.stage {
+            Stage::Open => return Ok(()),
+            Stage::Ready => {}
+            Stage::New => return Err(TransactionError::Fatal("its id is not taken over yet".into())),
+            Stage::Spent => return Err(TransactionError::Fatal("its last transaction did not end well".into())),
+        }
+        ffi::begin(self.client.native()).map_err(|failure| self.failed(failure))?;
+        self.stage = Stage::Open;
+        Ok(())
+    }
+
+    fn failed(&mut self, failure: Failure) -> TransactionError {
+        let error = told(failure);
+        if matches!(error, TransactionError::Fatal(_) | TransactionError::Fenced(_)) {
+            self.stage = Stage::Spent;
+        }
+        error
+    }
+
+    /// Whether all records are stored in the transaction.
+    fn check_sent(sent: &[Arc<Batch>]) -> Result<(), TransactionError> {
+        let (mut refused, mut failed, mut place) = (Vec::new(), None, 0);
+        for batch in sent {
+            for (at, record) in batch.records().iter().enumerate() {
+                match outcome(record, batch.report(at)) {
+                    Ok(_) => {}
+                    Err(
+                        error @ (SendError::TooLarge(_)
+                        | SendError::Rejected(_)
+                        | SendError::NoSuchTopic(_)
+                        | SendError::Denied(_)),
+                    ) => refused.push((place, error)),
+                    // The others suffer with a record that was refused, or with the broker.
+                    Err(error @ (SendError::Unavailable(_) | SendError::Unknown(_) | SendError::QueueFull)) => {
+                        failed.get_or_insert(error);
+                    }
+                }
+                place += 1;
+            }
+        }
+        match failed {
+            _ if !refused.is_empty() => Err(TransactionError::Refused(refused)),
+            Some(error) => Err(TransactionError::Aborted(format!("a record was not stored: {error}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Transactions for KafkaTransactions {
+    type Member = KafkaMember;
+
+    async fn init(&mut self) -> Result<(), TransactionError> {
+        let deadline = Instant::now() + INIT_DEADLINE;
+        let taken = self
+            .blocking(move |client| until(deadline, |millis| ffi::init(client.native(), millis)).map_err(told))
+            .await;
+        match taken {
+            Ok(()) => self.stage = Stage::Ready,
+            Err(TransactionError::Unavailable(_)) => {}
+            Err(_) => self.stage = Stage::Spent,
+        }
+        taken
+    }
+
+    async fn send(&mut self, records: &[Outgoing]) -> Result<(), TransactionError> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        self.begin()?;
+        let batch = Batch::new(records.to_vec());
+        self.sent.push(Arc::clone(&batch));
+        let mut unqueued = Unqueued { batch, next: 0 };
+        loop {
+            let mut room = pin!(self.client.reported());
+            room.as_mut().enable();
+            match self.client.queue(&mut unqueued) {
+                Queued::All => return Ok(()),
+                Queued::Full => drop(timeout(ROOM_INTERVAL, room).await),
+                Queued::Dead => {
+                    self.stage = Stage::Spent;
+                    return Err(TransactionError::Fatal("the producer had a fatal error".into()));
+                }
+            }
+        }
+    }
+
+    async fn commit(
+        &mut self,
+        offsets: &[(TopicPartition, Offset)],
+        member: &KafkaMember,
+    ) -> Result<(), TransactionError> {
+        self.begin()?;
+        let sent = std::mem::take(&mut self.sent);
+        let (offsets, member) = (offsets.to_vec(), member.clone());
+        // Until it has ended well: this call may be given up while the thread goes on.
+        self.stage = Stage::Spent;
+        let ended = self.blocking(move |client| commit(client, &sent, &offsets, &member)).await;
+        self.stage = match &ended {
+            Ok(()) => Stage::Ready,
+            Err(TransactionError::Unknown(_) | TransactionError::Fenced(_) | TransactionError::Fatal(_)) => {
+                Stage::Spent
+            }
+            Err(
+                TransactionError::Refused(_)
+                | TransactionError::Aborted(_)
+                | TransactionError::StaleMember(_)
+                | TransactionError::Unavailable(_),
+            ) => Stage::Open,
+        };
+        ended
+    }
+
+    async fn abort(&mut self) -> Result<(), TransactionError> {
+        self.sent.clear();
+        match self.stage {
+            Stage::New | Stage::Ready => return Ok(()),
+            Stage::Spent => return Err(TransactionError::Fatal("its last transaction did not end well".into())),
+            Stage::Open => {}
+        }
+        self.stage = Stage::Spent;
+        let deadline = Instant::now() + ABORT_DEADLINE;
+        let abort = move |client: &Client| until(deadline, |millis| ffi::abort(client.native(), millis)).map_err(told);
+        self.blocking(abort).await.map_err(|error| TransactionError::Fatal(error.to_string()))?;
+        self.stage = Stage::Ready;
+        Ok(())
+    }
+
+    async fn committed(
+        &mut self,
+        partitions: &[TopicPartition],
+        member: &KafkaMember,
+    ) -> Result<Vec<Option<Offset>>, TransactionError> {
+        let (partitions, member) = (partitions.to_vec(), member.clone());
+        self.blocking(move |_| {
+            let found = member.committed(&partitions, COMMITTED_DEADLINE);
+            found.map_err(|error| TransactionError::Unavailable(error.to_string()))
+        })
+        .await
+    }
+}
+
+impl Drop for KafkaTransactions {
+    fn drop(&mut self) {
+        // What is still queued belongs to nothing any more.
+        self.client.part_at_once();
+    }
+}
+
+/// The whole commit, on a thread that may wait.
+fn commit(
+    client: &Client,
+    sent: &[Arc<Batch>],
+    offsets: &[(TopicPartition, Offset)],
+    member: &KafkaMember,
+) -> Result<(), TransactionError> {
+    let deadline = Instant::now() + COMMIT_DEADLINE;
+    let native = client.native();
+    if !sent.is_empty() {
+        if !ffi::flush(native, millis(deadline)) {
+            return Err(TransactionError::Unavailable("not all records were acknowledged in time".into()));
+        }
+        // A client that is fenced loses its records, and that is the reason to tell.
+        ffi::fatal(native).map_or(Ok(()), |failure| Err(told(failure)))?;
+        KafkaTransactions::check_sent(sent)?;
+    }
+    if !offsets.is_empty() {
+        let (places, metadata) = member.place(offsets).map_err(TransactionError::StaleMember)?;
+        until(deadline, |millis| ffi::send_offsets(native, &places, &metadata, millis)).map_err(told)?;
+    }
+    // From here on a failure says nothing: the broker may have heard of the end.
+    until(deadline, |millis| ffi::commit(native, millis))
+        .map_err(|failure| TransactionError::Unknown(format!("{} ({})", failure.text, failure.code)))
+}
+
+/// Makes a call until it succeeds, fails for good, or the time is over.
+fn until(deadline: Instant, call: impl Fn(c_int) -> Result<(), Failure>) -> Result<(), Failure> {
+    loop {
+        match call(millis(deadline)) {
+            Err(failure) if failure.retriable && Instant::now() < deadline => std::thread::sleep(AGAIN_DELAY),
+            result => return result,
+        }
+    }
+}
+
+fn millis(deadline: Instant) -> c_int {
+    left(deadline).as_millis().try_into().unwrap_or(c_int::MAX)
+}
+
+/// A failed call of which the broker keeps nothing.
+fn told(failure: Failure) -> TransactionError {
+    let text = format!("{} ({})", failure.text, failure.code);
+    match failure.code {
+        Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch => TransactionError::Fenced(text),
+        Code::IllegalGeneration
+        | Code::UnknownMemberId
+        | Code::FencedInstanceId
+        | Code::FencedMemberEpoch
+        | Code::StaleMemberEpoch
+        | Code::RebalanceInProgress => TransactionError::StaleMember(text),
+        _ if failure.fatal => TransactionError::Fatal(text),
+        _ if failure.retriable => TransactionError::Unavailable(text),
+        _ => TransactionError::Aborted(text),
+    }
+}

@@ -1,0 +1,133 @@
+//! What a manifest asks the host to promise around a call, and what it must not grant or ask beside that.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use tidemill_core::grants::Kind;
+use tidemill_core::transaction::Limits;
+
+use super::{Check, Manifest};
+use crate::attempt::Guarantee;
+use crate::config::units::{Size, Span};
+
+#[derive(Deserialize, Default, Debug, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Delivery {
+    #[default]
+    AtLeastOnce,
+    ExactlyOnce,
+}
+
+#[derive(Deserialize, Default, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExactlyOnce {
+    /// `kafka`, or `sql.` and the name of a granted database.
+    transaction: Option<String>,
+    /// How long a Kafka transaction is open.
+    interval: Option<Span>,
+    /// Records that it produces.
+    records_max: Option<usize>,
+    /// Their bytes.
+    bytes_max: Option<Size>,
+}
+
+/// The operator's word on what a transaction does not cover.
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Effects {
+    /// Repeating it changes nothing.
+    Idempotent,
+}
+
+/// An interval that leaves a transaction time to end before the broker gives it up.
+const INTERVAL_MAX: Duration = Duration::from_secs(5);
+
+/// The property that decides whether a consumer sees what is not committed.
+const ISOLATION: (&str, &str) = ("isolation.level", "read_committed");
+
+/// What the manifest asks for.
+pub(super) fn guarantee(manifest: &Manifest) -> Guarantee {
+    match manifest.delivery {
+        Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
+        Delivery::ExactlyOnce => Guarantee::KafkaTransaction,
+    }
+}
+
+/// The bounds of a Kafka transaction.
+pub(super) fn limits(manifest: &Manifest) -> Limits {
+    let asked = &manifest.exactly_once;
+    Limits {
+        interval: asked.interval.map_or(Duration::from_millis(100), |span| span.0),
+        records_max: asked.records_max.unwrap_or(10_000),
+        bytes_max: asked.bytes_max.map_or(16 << 20, |size| size.0),
+    }
+}
+
+/// The consumer's properties: with a Kafka transaction it must not read past one that is open, nor begin before one that
+/// holds its own offsets has ended.
+pub(super) fn properties(manifest: &Manifest) -> std::collections::BTreeMap<String, String> {
+    let mut properties = manifest.consumer_properties.clone();
+    if guarantee(manifest) == Guarantee::KafkaTransaction {
+        properties.insert(ISOLATION.0.to_owned(), ISOLATION.1.to_owned());
+    }
+    properties
+}
+
+impl Check<'_> {
+    pub(super) fn guarantee(&mut self, manifest: &Manifest) {
+        let asked = &manifest.exactly_once;
+        if manifest.delivery != Delivery::ExactlyOnce {
+            if *asked != ExactlyOnce::default() {
+                self.wrong(
+                    "exactly_once",
+                    "is set without delivery = \"exactly-once\"; add that, or leave the table out",
+                );
+            }
+            return;
+        }
+        match asked.transaction.as_deref() {
+            None | Some("kafka") => self.kafka(manifest),
+            Some(_) => self.wrong("exactly_once.transaction", "must be \"kafka\""),
+        }
+    }
+
+    fn kafka(&mut self, manifest: &Manifest) {
+        let asked = &manifest.exactly_once;
+        if asked.interval.is_some_and(|span| span.0 < Duration::from_millis(1) || span.0 > INTERVAL_MAX) {
+            self.wrong(
+                "exactly_once.interval",
+                "must be between 1ms and 5s: whoever reads the outputs waits for it, and the broker gives up a transaction that stays open",
+            );
+        }
+        for (key, value) in [("records_max", asked.records_max), ("bytes_max", asked.bytes_max.map(|size| size.0))] {
+            if value == Some(0) {
+                self.wrong(
+                    &format!("exactly_once.{key}"),
+                    "is 0; use at least 1, or leave the key out for the default",
+                );
+            }
+        }
+        let (key, value) = ISOLATION;
+        if manifest.consumer_properties.get(key).is_some_and(|set| set != value) {
+            self.wrong(
+                "consumer_properties",
+                format!("sets `{key}`, which can only be `{value}` with a Kafka transaction; leave it out"),
+            );
+        }
+        if manifest.effects.is_some() {
+            return;
+        }
+        let grants = &manifest.grants;
+        for (kind, names) in [(Kind::Sql, &grants.sql), (Kind::Kv, &grants.kv)] {
+            for granted in names {
+                self.wrong(
+                    &format!("grants.{}", kind.key()),
+                    format!(
+                        "holds `{granted}`, which a Kafka transaction does not cover: what is done there is repeated when the record \
+                         is; take it out, or say effects = \"idempotent\" if that is harmless"
+                    ),
+                );
+            }
+        }
+    }
+}

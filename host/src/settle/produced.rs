@@ -1,0 +1,109 @@
+//! What settled records leave to be produced in a Kafka transaction, and what becomes of it there.
+
+use std::sync::Arc;
+
+use tidemill_core::partition::{CallRecord, Verdict};
+use tidemill_core::record::{Offset, TopicPartition};
+use tidemill_core::retry::Class;
+use tidemill_core::transaction::Item;
+
+use super::dead_letter::{Dead, has_message, without_message};
+use super::{Settler, output_failure};
+use crate::broker::{Outgoing, SendError};
+
+/// What one settled record leaves to be produced: its outputs or its dead letter.
+#[derive(Debug)]
+pub struct Produced {
+    /// In order.
+    pub outputs: Vec<Outgoing>,
+    record: CallRecord,
+    revision: Arc<str>,
+    /// Why the output is a dead letter; `None` when it is not.
+    letter: Option<Class>,
+}
+
+/// What becomes of a record whose output was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Something else is to be produced in its place.
+    Replaced,
+    /// It may be taken later.
+    Waits,
+}
+
+impl Produced {
+    pub(super) fn outputs(record: &CallRecord, revision: &Arc<str>, outputs: Vec<Outgoing>) -> Self {
+        Self { outputs, record: record.clone(), revision: Arc::clone(revision), letter: None }
+    }
+
+    pub(super) fn letter(letter: Outgoing, dead: &Dead<'_>) -> Self {
+        let letter_of = Some(dead.failure.class);
+        Self { letter: letter_of, ..Self::outputs(dead.record, dead.revision, vec![letter]) }
+    }
+
+    /// The record's offset.
+    pub fn offset(&self) -> Offset {
+        self.record.record.offset()
+    }
+}
+
+/// Leaves out what belongs to records that turned out not to be settled.
+pub(super) fn keep_settled(produced: &mut Vec<Produced>, records: &[CallRecord], verdicts: &[Verdict]) {
+    if produced.is_empty() || verdicts.iter().all(|verdict| *verdict == Verdict::Settled) {
+        return;
+    }
+    let settled = |offset: Offset| {
+        let at = records.iter().position(|record| record.record.offset() == offset);
+        at.is_some_and(|at| verdicts[at] == Verdict::Settled)
+    };
+    produced.retain(|produced| settled(produced.offset()));
+}
+
+impl Settler {
+    /// Counts and tells what a transaction has brought about.
+    pub(crate) fn committed(&self, from: &TopicPartition, items: &[Item<Produced>]) {
+        let mut outputs = 0;
+        for item in items {
+            match item.what.letter {
+                None => outputs += item.what.outputs.len(),
+                Some(class) => {
+                    self.metrics.dead_letters(class).inc();
+                    tracing::warn!(
+                        handler = &*self.dead_letters.handler, %from, offset = item.offset, class = class.name(),
+                        revision = crate::attempt::short(&item.what.revision), "a record went to the dead-letter topic"
+                    );
+                }
+            }
+        }
+        self.metrics.outputs.inc_by(outputs as u64);
+    }
+
+    /// A record's output was refused: its dead letter takes the place of an output that no broker will take.
+    pub(crate) fn refused(&self, from: &TopicPartition, produced: &mut Produced, error: &SendError) -> Refusal {
+        let Produced { outputs, record, revision, letter } = produced;
+        let failure = output_failure(error);
+        match (&outputs[..], &letter) {
+            (_, None) if !failure.class.is_final() => {}
+            (_, None) => {
+                let attempts = record.charged + 1;
+                let dead = Dead { from, revision, record, attempts, failure: &failure };
+                *outputs = vec![self.dead_letters.letter(&dead)];
+                *letter = Some(failure.class);
+                return Refusal::Replaced;
+            }
+            // A letter whose record filled the broker's limit goes without its longest header.
+            ([only], Some(_)) if matches!(error, SendError::TooLarge(_)) && has_message(only) => {
+                *outputs = vec![without_message(only.clone())];
+                return Refusal::Replaced;
+            }
+            (_, Some(_)) => {
+                self.metrics.dead_letter_failures.inc();
+            }
+        }
+        tracing::error!(
+            handler = &*self.dead_letters.handler, %from, offset = record.record.offset(), %error,
+            "a record's output is refused; its partition stands still until it is taken"
+        );
+        Refusal::Waits
+    }
+}
