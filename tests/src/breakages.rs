@@ -5,7 +5,6 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use xtask::lab::kafka::Kafka;
 use xtask::lab::wait;
 
 use crate::checker::{self, Allowed, Commit, Faults, Stored};
@@ -36,11 +35,6 @@ pub const BREAKAGES: &[Breakage] = &[
     Breakage { name: "commit-past-gap", by: "commits never pass unsettled work", run: commit_past_gap },
     Breakage { name: "letter-not-awaited", by: "nothing lost", run: letter_not_awaited },
     Breakage { name: "offsets-outside-transaction", by: "nothing lost", run: offsets_outside_transaction },
-    Breakage {
-        name: "new-transaction-after-unknown",
-        by: "duplicates within the bound",
-        run: new_transaction_after_unknown,
-    },
 ];
 
 impl Breakage {
@@ -178,37 +172,6 @@ fn offsets_outside_transaction() -> Result<Faults> {
     })?;
     let evidence = scenario.evidence_in(&results, Vec::new())?;
     Ok(checker::judge(&evidence, &Allowed::default()).faults)
-}
-
-/// A broker that hangs when a commit is on its way, for longer than the host waits, commits it when it wakes.
-fn new_transaction_after_unknown() -> Result<Faults> {
-    const HANG: Duration = Duration::from_secs(20);
-    const HANGS_MAX: usize = 4;
-    let mut lab = Kafka::start_nodes(1)?;
-    let scenario = Scenario::with(&lab.bootstrap(), 2, Sink::at(String::new()))?;
-    let out = names::unique("out");
-    topics::create(&scenario.bootstrap, &out, 1)?;
-    let results = Results::Topic(Forwarded::from(&scenario, &out));
-    let manifest = "delivery = \"exactly-once\"\nexactly_once.interval = \"20ms\"\n";
-    let host = Setup::on_kafka(&scenario.bootstrap, &[&scenario.topic]);
-    let host = host.handler(forwarding(&scenario, &out, manifest)).fault("new-transaction-after-unknown").start()?;
-    for hang in 0..HANGS_MAX {
-        let load = Load::endless(&format!("load-{hang}"), 500.0);
-        let load = load.start(&host.ingest()?, &scenario.topic, &scenario.ledger);
-        let before = results.stored()?.len();
-        wait::until("records to flow", DEADLINE, || Ok((results.stored()?.len() > before + 500).then_some(())))?;
-        lab.pause(1)?;
-        std::thread::sleep(HANG);
-        lab.resume(1)?;
-        load.stop()?;
-        scenario.wait_until_committed(DEADLINE)?;
-        let evidence = scenario.evidence_in(&results, Vec::new())?;
-        let faults = checker::judge(&evidence, &Allowed::default()).faults;
-        if !faults.0.is_empty() {
-            return Ok(faults);
-        }
-    }
-    Ok(Faults(Vec::new()))
 }
 
 fn is_of(stored: &Stored, producer: &str) -> bool {

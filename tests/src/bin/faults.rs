@@ -102,6 +102,7 @@ fn breakages(args: &Args) -> Result<()> {
                 Vec::new()
             }
         };
+        eprintln!("   seen by: {}", checks.join("; "));
         rows.push(Breakage { breakage: breakage.name, caught: checks.contains(&breakage.by), by: checks });
     }
     println!("\n| breakage | caught | by |\n| --- | --- | --- |");

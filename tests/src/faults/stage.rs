@@ -25,6 +25,8 @@ use crate::topics::{self, Along, Group};
 const INJECTION_DEADLINE: Duration = Duration::from_secs(30);
 /// Bounds each wait for a host to be well again.
 pub const DEADLINE: Duration = Duration::from_secs(90);
+/// A dead host's transaction is aborted after its time-out, 10 s, and the broker's clean-up interval.
+const READERS_DEADLINE: Duration = Duration::from_secs(30);
 /// Records in requests that ingest has in hand: those of a [`Load::endless`].
 const ON_THEIR_WAY: usize = 40;
 /// Records that are accepted after the last fault, so that what it left behind meets some.
@@ -480,6 +482,7 @@ impl<'a> Stage<'a> {
             self.stop_load()?;
         }
         self.scenario.wait_until_committed(DEADLINE)?;
+        self.wait_until_readers_see_all()?;
         let commits = self.sampler.take().context("the sampler runs")?.stop()?;
         let mut evidence = self.evidence(commits)?;
         if let Some(along) = self.along.take() {
@@ -488,6 +491,23 @@ impl<'a> Stage<'a> {
         let verdict = checker::judge(&evidence, &self.mode.promise.allows(self.in_hand));
         let Stage { in_hand, moments, recoveries, injected, notes, .. } = self;
         Ok(Ended { verdict, in_hand, moments, recoveries, injected, notes })
+    }
+
+    /// An open transaction of a host that is dead holds up readers until the broker has aborted it.
+    fn wait_until_readers_see_all(&mut self) -> Result<()> {
+        if self.mode.promise != Promise::Exact {
+            return Ok(());
+        }
+        let committed = Instant::now();
+        let all = self.scenario.ledger.acked();
+        let seen = wait::until("readers to see all that was accepted", READERS_DEADLINE, || {
+            let (stored, dead) = (self.results.stored()?.len(), self.scenario.dead()?.len());
+            Ok((stored + dead >= all).then_some(()))
+        });
+        // In vain: the judge says what is missing.
+        let how = if seen.is_ok() { "saw all" } else { "did not see all" };
+        self.notes.push(format!("readers {how} {:.1?} after the last offset was committed", committed.elapsed()));
+        Ok(())
     }
 
     /// After a fault ingest takes records as before.
