@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fmt::Display;
 use std::time::Duration;
 
-use crate::{Outcome, Reason, RetryRequest, config, kv, producer, sql};
+use crate::{Guarantee, Outcome, Reason, RetryRequest, Setup, config, kv, producer, sql};
 
 /// What a handler returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -137,6 +137,22 @@ impl<E: std::error::Error + 'static> From<E> for Refusal {
             Some(error) => Self::new("config", error),
             None => Self::new("init", with_causes(&error)),
         }
+    }
+}
+
+impl Setup {
+    /// Refuses to run unless the host promises this around each call: what a handler's `init` begins with that would be wrong otherwise.
+    pub fn require(&self, guarantee: Guarantee) -> Result<(), Refusal> {
+        if self.guarantee == guarantee {
+            return Ok(());
+        }
+        let wanted = match guarantee {
+            Guarantee::AtMostOnce => "delivery = \"at-most-once\"",
+            Guarantee::AtLeastOnce => "delivery = \"at-least-once\"",
+            Guarantee::KafkaTransaction => "delivery = \"exactly-once\" with exactly_once.transaction = \"kafka\"",
+            Guarantee::SqlTransaction => "delivery = \"exactly-once\" with exactly_once.transaction = \"sql.NAME\"",
+        };
+        Err(Refusal::new("guarantee", format_args!("this handler is right only with {wanted}; set it in handler.toml")))
     }
 }
 

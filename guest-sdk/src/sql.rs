@@ -40,6 +40,8 @@ pub struct Connection(platform::sql::Connection);
 pub struct Transaction(platform::sql::OwnTransaction);
 
 /// The delivery's own transaction: it commits together with the offset when every record of the call ends well.
+///
+/// A statement that fails ends it, and with it the call: nothing of the call is kept, and its records come again.
 #[derive(Debug)]
 pub struct Delivery(platform::sql::Transaction);
 
@@ -48,7 +50,19 @@ pub fn open(name: &str) -> Result<Connection, Error> {
     platform::sql::open(name).map(Connection)
 }
 
-/// The delivery's own transaction, if the operator chose exactly once on a database; `access-denied` otherwise.
+/// The delivery's own transaction, if the operator chose exactly once on a database; `access-denied` otherwise. All the records of a call
+/// share it, and so do all handles. What is written in it happens exactly once, so it need not be safe to repeat:
+///
+/// ```no_run
+/// use tidemill_guest::{params, sql};
+///
+/// # fn add(customer: &str) -> Result<(), sql::Error> {
+/// sql::current()?.execute("UPDATE totals SET orders = orders + 1 WHERE customer = $1", params![customer])?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A handler that relies on it says so before it goes live: [`Setup::require`](crate::Setup::require).
 pub fn current() -> Result<Delivery, Error> {
     platform::sql::current().map(Delivery)
 }
@@ -96,10 +110,7 @@ impl Transaction {
 /// Only what the record's own data caused is a dead letter; a missing table or grant is the operator's move.
 pub(crate) fn ending(error: &Error) -> Ending {
     match error {
-        Error::AccessDenied(name) => Ending::retry(
-            "sql-access-denied",
-            format!("database `{name}` is not granted; add it to `sql` under `[grants]`"),
-        ),
+        Error::AccessDenied(detail) => Ending::retry("sql-access-denied", detail),
         Error::NoSuchDatabase(name) => Ending::retry("sql-no-such-database", format!("there is no database `{name}`")),
         Error::BadParameter(detail) => Ending::dead_letter("sql-bad-parameter", detail),
         Error::Transient(error) => Ending::unavailable("sql-transient", text(error)),

@@ -32,7 +32,7 @@ use crate::record::Source;
 use crate::{
     Guarantee, Handler, Header, IntoBytes, Order, Outcome, Output, Reason, Record, Refusal, Setup, Timestamp, convert,
 };
-use world::World;
+use world::{Delivery, World};
 
 /// A host in memory. While it lives, the capabilities of this thread are its own; nothing is granted that was not given.
 #[derive(Debug)]
@@ -112,6 +112,20 @@ impl Host {
         self
     }
 
+    /// Gives the delivery's own transaction on a granted database: [`sql::current`](crate::sql::current). It commits when every record of
+    /// a call ends as handled or skipped, and rolls back otherwise, as the host's does.
+    ///
+    /// # Panics
+    /// If the database was not granted before, with [`Host::sql`].
+    pub fn exactly_once(mut self, name: &str) -> Self {
+        let granted = self.world.databases.borrow().contains_key(name);
+        assert!(granted, "grant the database first: `Host::new().sql(\"{name}\", …).exactly_once(\"{name}\")`");
+        *self.world.delivery.borrow_mut() = Some(Delivery::of(name));
+        self.setup.guarantee = Guarantee::SqlTransaction;
+        self.setup.order = Order::Partition;
+        self
+    }
+
     /// Lets calls on the bucket, database or (`producer`) broker of this name fail as unavailable from now on, or succeed again.
     pub fn set_down(&self, name: &str, down: bool) {
         let mut names = self.world.down.borrow_mut();
@@ -155,8 +169,11 @@ impl Host {
         let call = Call { source: source(), deadline_ms: 10_000, delivery: "live".to_owned() };
         let records = records.into_iter().enumerate().map(numbered).collect();
         let mut outcomes = Vec::new();
-        handler.call(call, records, &Arc::new(self.setup.clone()), &mut outcomes)?;
-        Ok(outcomes)
+        platform::sql::begin_delivery();
+        let called = handler.call(call, records, &Arc::new(self.setup.clone()), &mut outcomes);
+        let well = |outcome: &Outcome| matches!(outcome, Outcome::Ack(_) | Outcome::Skip);
+        platform::sql::end_delivery(called.is_ok() && outcomes.iter().all(well));
+        called.map(|()| outcomes)
     }
 
     /// The log lines so far.

@@ -3,11 +3,15 @@
 //! `Attempt` is what makes the delivery promises one code path (ARCH-7): whatever a guest does goes through it, and an
 //! attempt that fails leaves no buffered output and no open transaction.
 
+mod transaction;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use tidemill_core::partition::CallRecord;
 use tidemill_core::record::TopicPartition;
 
+pub use self::transaction::{Committed, Open, Ownership};
 use crate::guest::{Called, Handler, Outcome, Reason};
 use crate::settle::{Settlement, Settler};
 
@@ -40,6 +44,8 @@ pub struct Attempt {
     pub delivery: &'static str,
     /// What the host promises around it.
     pub guarantee: Guarantee,
+    /// The hold on the row that keeps the partition's offset, under [`Guarantee::SqlTransaction`].
+    pub owner: Option<Arc<Ownership>>,
     /// What the guest's host calls did.
     pub effects: Effects,
 }
@@ -52,6 +58,10 @@ pub struct Effects {
     pub unavailable: Option<String>,
     /// Records sent at once with `producer.send`: they are not undone.
     pub sent_at_once: u64,
+    /// The delivery's transaction, once the guest has asked for it.
+    pub open: Option<Open>,
+    /// Why that transaction had to give way to another one, if it had.
+    pub conflict: Option<String>,
 }
 
 impl Attempt {
@@ -63,7 +73,7 @@ impl Attempt {
         guarantee: Guarantee,
         deadline: Duration,
     ) -> Self {
-        Self { from, epoch, records, deadline, delivery: "live", guarantee, effects: Effects::default() }
+        Self { from, epoch, records, deadline, delivery: "live", guarantee, owner: None, effects: Effects::default() }
     }
 }
 
@@ -73,7 +83,10 @@ impl Attempt {
 pub async fn run<S>(handler: &dyn Handler, settler: &Settler, mut attempt: Attempt, slot: S) -> Settlement {
     let called = call(handler, &mut attempt).await;
     drop(slot);
-    settler.settle(&attempt, called).await
+    match attempt.owner.clone() {
+        Some(owner) => settler.settle_together(&mut attempt, &owner, called).await,
+        None => settler.settle(&attempt, called).await,
+    }
 }
 
 /// Calls the guest with the records that can be shown to one; the others are rejected beside it.

@@ -257,10 +257,12 @@ pub trait Consumer: Send + 'static {
     /// Waits for the next event. Cancel-safe.
     fn next_event(&mut self) -> impl Future<Output = ConsumerEvent> + Send;
 
-    /// Begins to read assigned partitions, each from its committed offset or else from [`Subscription::start_at`].
+    /// Begins to read assigned partitions, each from the offset that `places` names, or else from its committed offset, or
+    /// else from [`Subscription::start_at`]. What `places` names must lie between the partition's oldest record and its end.
     fn start(
         &mut self,
         partitions: &[TopicPartition],
+        places: &BTreeMap<TopicPartition, Offset>,
     ) -> impl Future<Output = Result<Vec<(TopicPartition, Self::Reader)>, BrokerError>> + Send;
 
     /// Gives partitions back after [`ConsumerEvent::Revoked`] or [`ConsumerEvent::Lost`]. Their readers must be dropped before.

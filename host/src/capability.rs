@@ -29,7 +29,7 @@ pub use self::granted::{Backends, Granted, Ungranted, is_offered, offered};
 pub use self::kv::Bucket;
 pub(crate) use self::log::printable;
 pub use self::sql::{Connection, OwnTransaction, Transaction};
-use crate::attempt::{Effects, Guarantee};
+use crate::attempt::{Effects, Guarantee, Ownership};
 use crate::guest::bindings::Platform;
 use crate::guest::bindings::tidemill::guest::types;
 use crate::metrics::{HandlerMetrics, HostCallResult};
@@ -65,6 +65,8 @@ pub struct View {
     metrics: Arc<HandlerMetrics>,
     table: ResourceTable,
     sessions: BTreeMap<Arc<str>, sql::Session>,
+    /// Counts calls, so that what belongs to an earlier one is told apart.
+    calls: u64,
     call: Call,
 }
 
@@ -72,6 +74,8 @@ pub struct View {
 struct Call {
     from: Option<TopicPartition>,
     guarantee: Guarantee,
+    /// Where the delivery's transaction comes from, if it has one.
+    owner: Option<Arc<Ownership>>,
     started: Instant,
     deadline: Instant,
     /// How long stores and brokers had it.
@@ -94,16 +98,23 @@ impl View {
         table.set_max_capacity(RESOURCES_MAX);
         let revision = crate::attempt::short(&revision).into();
         let call = Call::new(None, Guarantee::AtLeastOnce, Instant::now() + INIT_DEADLINE);
-        Self { granted, handler, revision, metrics, table, sessions: BTreeMap::new(), call }
+        Self { granted, handler, revision, metrics, table, sessions: BTreeMap::new(), calls: 0, call }
     }
 
     /// Begins a call. Host calls wait for nothing beyond its deadline.
-    pub fn begin(&mut self, from: TopicPartition, guarantee: Guarantee, deadline: Instant) {
-        self.call = Call::new(Some(from), guarantee, deadline);
+    pub fn begin(
+        &mut self,
+        from: TopicPartition,
+        guarantee: Guarantee,
+        owner: Option<Arc<Ownership>>,
+        deadline: Instant,
+    ) {
+        self.calls += 1;
+        self.call = Call { owner, ..Call::new(Some(from), guarantee, deadline) };
     }
 
-    /// Ends a call, however it ended: rolls back the transactions that it left open, gives back its connections and says
-    /// what its host calls did. Handles that the guest kept stay good: a connection is taken anew when it is used.
+    /// Ends a call, however it ended: rolls back the guest's own transactions that it left open, gives back its connections
+    /// and says what its host calls did; the delivery's transaction, if one is open, goes back with that. Handles that the guest kept stay good: a connection is taken anew when it is used.
     pub async fn end(&mut self) -> Effects {
         let rollbacks = self.sessions.values_mut().map(sql::Session::close);
         if timeout(ROLLBACK_DEADLINE, futures_util::future::join_all(rollbacks)).await.is_err() {
@@ -182,7 +193,7 @@ impl Call {
     fn new(from: Option<TopicPartition>, guarantee: Guarantee, deadline: Instant) -> Self {
         let started = Instant::now();
         let effects = Effects::default();
-        Self { from, guarantee, started, deadline: deadline.max(started), waited: Duration::ZERO, effects }
+        Self { from, guarantee, owner: None, started, deadline: deadline.max(started), waited: Duration::ZERO, effects }
     }
 
     /// How long a host call may wait now: nine tenths of what is left, so that the guest still has time to say what

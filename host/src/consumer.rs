@@ -22,9 +22,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::commit::Committer;
+pub use self::commit::database::OffsetStore;
+use self::commit::database::TakenOver;
 use self::commit::transaction::Transactor;
 pub use self::progress::{Membership, PartitionView, Progress};
-use crate::attempt::Guarantee;
+use crate::attempt::{Guarantee, Ownership};
 use crate::broker::{Broker, Consumer, ConsumerEvent, Subscription};
 use crate::fault::Fault;
 use crate::guest::Handler;
@@ -60,6 +62,8 @@ pub struct Group<B: Broker> {
     config: Config,
     parts: Arc<Parts>,
     membership: Arc<Membership>,
+    /// Where offsets are kept beside the group, under [`Guarantee::SqlTransaction`].
+    offsets: Option<OffsetStore>,
     /// The assignments of this host, by partition.
     assigned: BTreeMap<TopicPartition, Assigned>,
     /// Commits instead of the group, where outputs and offsets belong together; runs as long as the handler.
@@ -82,6 +86,8 @@ struct Parts {
 struct Assigned {
     progress: Arc<Progress>,
     revoked: CancellationToken,
+    /// The hold on the database's row.
+    owner: Option<Arc<Ownership>>,
     task: JoinHandle<()>,
 }
 
@@ -108,8 +114,22 @@ impl<B: Broker> Group<B> {
     ) -> Self {
         let slots = Arc::new(Semaphore::new(config.concurrency.max(1)));
         let parts = Arc::new(Parts { handler, settler, metrics, slots });
-        let transactor = None;
-        Self { broker, config, parts, membership, assigned: BTreeMap::new(), transactor, epoch: 0, stale: Vec::new() }
+        Self {
+            broker,
+            config,
+            parts,
+            membership,
+            offsets: None,
+            assigned: BTreeMap::new(),
+            transactor: None,
+            epoch: 0,
+            stale: Vec::new(),
+        }
+    }
+
+    /// The same, for [`Guarantee::SqlTransaction`]: offsets are kept in this database, together with what the guest writes.
+    pub fn keeping_offsets_in(self, offsets: OffsetStore) -> Self {
+        Self { offsets: Some(offsets), ..self }
     }
 
     /// Joins the group and consumes until `stop`; then drains, commits and leaves. Joins again when the client fails.
@@ -124,6 +144,9 @@ impl<B: Broker> Group<B> {
                 Err(error) => End::Failed(error.to_string()),
             };
             let End::Failed(cause) = end else { break };
+            if stop.is_cancelled() {
+                break;
+            }
             self.membership.failed(&cause);
             tracing::error!(group = self.config.subscription.group, cause, "the consumer failed and joins again");
             tokio::select! {
@@ -152,11 +175,16 @@ impl<B: Broker> Group<B> {
                 result = committer.confirmed() => committer.on_confirmed(result),
                 () = stop.cancelled() => break End::Stopped,
                 event = consumer.next_event() => {
-                    if let Err(cause) = self.on_event(&mut consumer, &mut committer, event).await {
+                    if let Err(cause) = self.on_event(&mut consumer, &mut committer, event, stop).await {
                         break End::Failed(cause);
                     }
                 }
-                _ = tick.tick() => committer.start(&consumer, self.frontiers()),
+                _ = tick.tick() => {
+                    if let Some(cause) = self.fenced_for_long() {
+                        break End::Failed(cause);
+                    }
+                    committer.start(&consumer, self.frontiers());
+                }
             }
         };
         let all: Vec<TopicPartition> = self.assigned.keys().cloned().collect();
@@ -173,11 +201,12 @@ impl<B: Broker> Group<B> {
         consumer: &mut B::Consumer,
         committer: &mut Committer,
         event: ConsumerEvent,
+        stop: &CancellationToken,
     ) -> Result<(), String> {
         match event {
             ConsumerEvent::Assigned(partitions) => {
                 self.parts.metrics.rebalances(Rebalance::Assigned).inc();
-                self.assign(consumer, &partitions).await?;
+                self.assign(consumer, &partitions, stop).await?;
             }
             ConsumerEvent::Revoked(partitions) => {
                 self.parts.metrics.rebalances(Rebalance::Revoked).inc();
@@ -199,8 +228,17 @@ impl<B: Broker> Group<B> {
         Ok(())
     }
 
-    async fn assign(&mut self, consumer: &mut B::Consumer, partitions: &[TopicPartition]) -> Result<(), String> {
-        let readers = consumer.start(partitions).await.map_err(|error| error.to_string())?;
+    async fn assign(
+        &mut self,
+        consumer: &mut B::Consumer,
+        partitions: &[TopicPartition],
+        stop: &CancellationToken,
+    ) -> Result<(), String> {
+        let TakenOver { mut owners, places } = tokio::select! {
+            taken = self.take_over(partitions) => taken?,
+            () = stop.cancelled() => return Err("the handler stops while partitions are assigned".to_owned()),
+        };
+        let readers = consumer.start(partitions, &places).await.map_err(|error| error.to_string())?;
         let group = &self.config.subscription.group;
         if partitions.is_empty() {
             tracing::info!(group, "joined; there is no partition for this host for now");
@@ -211,20 +249,44 @@ impl<B: Broker> Group<B> {
             self.epoch += 1;
             let progress = Arc::new(Progress::new(from.clone(), self.epoch));
             let revoked = CancellationToken::new();
+            let owner = owners.remove(&from);
             let outbox = self.transactor.as_ref().map(|transactor| transactor.assigned(&progress));
             let task = partition::spawn(
                 Arc::clone(&self.parts),
                 self.config.clone(),
                 reader,
                 Arc::clone(&progress),
+                owner.clone(),
                 outbox,
                 revoked.clone(),
             );
             self.membership.assigned(Arc::clone(&progress));
-            self.assigned.insert(from, Assigned { progress, revoked, task });
+            self.assigned.insert(from, Assigned { progress, revoked, owner, task });
         }
         self.membership.joined();
         Ok(())
+    }
+
+    /// Takes the database's rows of partitions over, where offsets are kept in one.
+    async fn take_over(&self, partitions: &[TopicPartition]) -> Result<TakenOver, String> {
+        let Some(offsets) = &self.offsets else { return Ok(TakenOver::default()) };
+        let group = &self.config.subscription.group;
+        offsets.take_over(&self.broker, group, partitions, self.config.call_deadline).await
+    }
+
+    /// Whether a partition is this host's by the group and for long has not been by the database: then only taking it over
+    /// again helps. A host that was left behind hears from the group before that.
+    fn fenced_for_long(&self) -> Option<String> {
+        let grace = self.offsets.as_ref()?.fenced_grace;
+        let fenced = |assigned: &&Assigned| {
+            let since = assigned.owner.as_ref().and_then(|owner| owner.fenced_since());
+            since.is_some_and(|since| since.elapsed() >= grace)
+        };
+        let assigned = self.assigned.values().find(fenced)?;
+        Some(format!(
+            "somebody else has taken {} over in the database; is a host of another cluster in this group?",
+            assigned.progress.from
+        ))
     }
 
     /// Stops partitions the good way: calls in hand finish or are stopped at the deadline, then the frontier is committed.
@@ -250,7 +312,7 @@ impl<B: Broker> Group<B> {
             match &self.transactor {
                 Some(transactor) => transactor.finish(partitions).await,
                 None => {
-                    let frontiers = leaving.iter().filter_map(|assigned| assigned.progress.frontier()).collect();
+                    let frontiers = leaving.iter().filter_map(Assigned::frontier).collect();
                     committer.finish(consumer, frontiers).await;
                 }
             }
@@ -312,7 +374,15 @@ impl<B: Broker> Group<B> {
             return Vec::new();
         }
         let stale = self.stale.iter().filter(|stale| stale.task.is_finished());
-        stale.chain(self.assigned.values()).filter_map(|assigned| assigned.progress.frontier()).collect()
+        stale.chain(self.assigned.values()).filter_map(Assigned::frontier).collect()
+    }
+}
+
+impl Assigned {
+    /// What it may commit: nothing once somebody else owns the partition.
+    fn frontier(&self) -> Option<progress::Frontier> {
+        let fenced = self.owner.as_ref().is_some_and(|owner| owner.fenced_since().is_some());
+        if fenced { None } else { self.progress.frontier() }
     }
 }
 

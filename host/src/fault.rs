@@ -20,11 +20,15 @@ pub(crate) enum Fault {
     OffsetsOutsideTransaction,
     /// What a transaction held is sent again at once when nobody knows whether it was committed.
     NewTransactionAfterUnknown,
+    /// A delivery's offset is stored beside its transaction, and a moment later.
+    OffsetApart,
+    /// An offset is stored in the database whoever owns its row.
+    IgnoreFence,
 }
 
 /// All of them.
 #[cfg(feature = "fault-injection")]
-const ALL: [Fault; 7] = [
+const ALL: [Fault; 9] = [
     Fault::CommitBeforeSuccess,
     Fault::IgnoreEpoch,
     Fault::DropOnFull,
@@ -32,6 +36,8 @@ const ALL: [Fault; 7] = [
     Fault::LetterNotAwaited,
     Fault::OffsetsOutsideTransaction,
     Fault::NewTransactionAfterUnknown,
+    Fault::OffsetApart,
+    Fault::IgnoreFence,
 ];
 
 impl Fault {
@@ -69,6 +75,8 @@ impl Fault {
             Fault::LetterNotAwaited => "letter-not-awaited",
             Fault::OffsetsOutsideTransaction => "offsets-outside-transaction",
             Fault::NewTransactionAfterUnknown => "new-transaction-after-unknown",
+            Fault::OffsetApart => "offset-apart",
+            Fault::IgnoreFence => "ignore-fence",
         }
     }
 }

@@ -24,7 +24,7 @@ use self::stamp::Stamp;
 use self::watch::Watch;
 use crate::broker::{Broker, Producer};
 use crate::config::manifest::{self, HandlerSpec};
-use crate::consumer::Group;
+use crate::consumer::{Group, OffsetStore};
 use crate::guest::live::LiveHandler;
 use crate::guest::{Backends, Engine};
 use crate::metrics::Metrics;
@@ -279,7 +279,7 @@ impl<B: Broker> Fleet<B> {
             Arc::clone(&metrics),
         );
         let membership = Arc::clone(&running.membership);
-        let group = Group::new(
+        let mut group = Group::new(
             self.parts.broker.clone(),
             spec.consumer.clone(),
             Arc::clone(&running.live) as Arc<dyn crate::guest::Handler>,
@@ -287,6 +287,9 @@ impl<B: Broker> Fleet<B> {
             metrics,
             membership,
         );
+        if let Some(offsets) = self.offsets(spec) {
+            group = group.keeping_offsets_in(offsets);
+        }
         tokio::spawn(topics::look(self.parts.broker.clone(), spec.clone(), dead_letters, running.stop.clone()));
         let task = tokio::spawn(group.run(running.stop.clone()));
         tracing::info!(
@@ -297,6 +300,13 @@ impl<B: Broker> Fleet<B> {
             "the handler runs"
         );
         self.roster.insert(name, running, task);
+    }
+
+    /// Where the handler's offsets are kept beside its group. That the database is there was checked with the grants.
+    fn offsets(&self, spec: &HandlerSpec) -> Option<OffsetStore> {
+        let database = spec.database.as_deref()?;
+        let sql = self.parts.backends.sql.get(database)?;
+        Some(OffsetStore::new(database, Arc::clone(sql)))
     }
 
     async fn stop_all(&self) {

@@ -5,6 +5,7 @@
 
 mod dead_letter;
 mod produced;
+mod transaction;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -12,12 +12,14 @@
 use std::{fmt, time::Duration};
 
 use futures_util::future::BoxFuture;
+use tidemill_core::record::Offset;
 
 #[doc(hidden)]
 pub mod contract;
 mod limits;
 pub mod memory;
 pub mod migrations;
+pub mod offsets;
 pub mod postgres;
 pub mod sqlite;
 
@@ -124,6 +126,17 @@ pub trait Sql: fmt::Debug + Send + Sync {
         &self,
         migrations: migrations::Migrations,
     ) -> BoxFuture<'_, Result<Vec<String>, migrations::MigrationError>>;
+
+    /// Takes over the row in which a partition's offset is kept; it is made when it is missing. When this returns, every
+    /// delivery of an earlier owner has been committed, and is in the answer, or never will be (FENCE-1).
+    fn own(&self, place: offsets::Place) -> BoxFuture<'_, Result<offsets::Standing, SqlError>>;
+
+    /// What the row says once nobody is amid changing it; `None` if there is none.
+    fn standing(&self, place: offsets::Place) -> BoxFuture<'_, Result<Option<offsets::Standing>, SqlError>>;
+
+    /// Opens a delivery's transaction. A host that says nothing in it for longer than `silence_max`, because it is frozen
+    /// or cut off, loses it, where the database is a server: it must not lock others out.
+    fn deliver(&self, silence_max: Duration) -> BoxFuture<'_, Result<Box<dyn Delivery>, SqlError>>;
 }
 
 /// What connections and transactions have in common.
@@ -155,6 +168,18 @@ pub trait Transaction: Statements {
 
     /// Undoes the transaction's changes, waiting for it, and gives the connection back.
     fn rollback(self: Box<Self>) -> BoxFuture<'static, Result<Box<dyn Connection>, SqlError>>;
+}
+
+/// A delivery's transaction: what the guest writes in it and the offset become lasting together, or not at all. Dropped
+/// without `commit`, it is rolled back.
+///
+/// After a statement failed, every later call is `TransactionAborted`, in every database.
+pub trait Delivery: Statements {
+    /// Stores an offset behind the fence and commits; false if the fence does not hold, with everything rolled back.
+    fn commit(self: Box<Self>, fence: offsets::Fence, next: Offset) -> BoxFuture<'static, Result<bool, SqlError>>;
+
+    /// Undoes what the guest wrote, and waits for that.
+    fn rollback(self: Box<Self>) -> BoxFuture<'static, Result<(), SqlError>>;
 }
 
 /// A parameter or a field.
@@ -265,4 +290,19 @@ pub enum SqlError {
     /// The guest's move: an earlier statement failed, the transaction is dead.
     #[error("the transaction is dead because an earlier statement of it failed")]
     TransactionAborted,
+}
+
+impl SqlError {
+    /// Whether two transactions met, and this one had to give way: a deadlock, a serialisation failure, a locked file. It is
+    /// nobody's fault, unlike a statement that takes too long.
+    pub fn is_conflict(&self) -> bool {
+        match self {
+            Self::Transient(error) => error.sqlstate.as_ref().is_none_or(|code| code.starts_with("40")),
+            Self::Rejected(_)
+            | Self::OutcomeUnknown(_)
+            | Self::Unavailable(_)
+            | Self::BadParameter(_)
+            | Self::TransactionAborted => false,
+        }
+    }
 }

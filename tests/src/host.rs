@@ -96,6 +96,16 @@ impl Setup {
         Setup { configuration, ..Setup::default() }
     }
 
+    /// A host with a log of its own in this folder, and ingest of these topics.
+    pub fn on_embedded(log: &Path, ingest_topics: &[&str]) -> Setup {
+        let configuration = format!(
+            "[broker]\nkind = \"embedded\"\npath = \"{}\"\n\n[ingest]\nlisten = \"127.0.0.1:0\"\ntopics = {ingest_topics:?}\n\n\
+             [admin]\nlisten = \"127.0.0.1:0\"\n\n[handlers]\nfolder = \"handlers\"\n",
+            log.display()
+        );
+        Setup { configuration, ..Setup::default() }
+    }
+
     /// The same with more of tidemill.toml.
     pub fn with(mut self, configuration: &str) -> Setup {
         self.configuration.push_str(configuration);

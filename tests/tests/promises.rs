@@ -1,6 +1,7 @@
 //! The promises that Tidemill makes, each a test with its name, on real servers and through the real binary.
 
 mod promises {
+    mod books;
     mod broken;
     mod broker;
     mod bytes;

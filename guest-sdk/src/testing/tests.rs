@@ -1,7 +1,7 @@
 //! The capabilities as authors call them, on the host in memory.
 
 use super::{Host, record};
-use crate::{Output, config, kv, log, params, producer, secrets, sql};
+use crate::{Guarantee, Output, Record, Result, config, dead_letter, kv, log, params, producer, secrets, sql};
 
 #[test]
 fn a_transaction_that_is_dropped_changes_nothing() -> Result<(), sql::Error> {
@@ -93,4 +93,45 @@ fn a_record_keeps_the_id_that_the_test_gave() {
     let ids: Vec<_> =
         outcomes.iter().flat_map(|outcome| outcome.outputs()).filter_map(|output| output.value.as_deref()).collect();
     assert_eq!(ids, [b"test/0/0/0".as_slice(), b"mine", b"test/0/2/0"]);
+}
+
+#[test]
+fn the_deliverys_transaction_is_kept_when_every_record_of_a_call_ends_well() -> Result<()> {
+    fn book(record: Record) -> Result<()> {
+        let tx = sql::current()?;
+        tx.execute("INSERT INTO t VALUES ($1)", params![record.id()])?;
+        assert!(matches!(sql::open("main"), Err(sql::Error::AccessDenied(text)) if text.contains("use `current`")));
+        if record.value.as_deref() == Some(b"bad".as_slice()) { dead_letter("bad", "") } else { Ok(()) }
+    }
+    let host = Host::new().sql("main", &["CREATE TABLE t (id TEXT)"]).exactly_once("main");
+    host.call(book, [record("a"), record("b")]);
+    host.call(book, [record("c"), record("bad")]);
+    assert!(matches!(sql::current(), Err(sql::Error::AccessDenied(_))), "outside of a call there is none");
+    assert_eq!(sql::open("main")?.query("SELECT * FROM t", params![])?.len(), 2);
+    Ok(())
+}
+
+#[test]
+fn a_failed_statement_ends_the_deliverys_transaction() -> Result<()> {
+    fn swallow(record: Record) -> Result<()> {
+        let tx = sql::current()?;
+        tx.execute("INSERT INTO t VALUES ($1)", params![record.id()])?;
+        let failed = tx.execute("INSERT INTO nowhere VALUES (1)", params![]);
+        assert!(matches!(failed, Err(sql::Error::Rejected(_))));
+        let after = tx.execute("INSERT INTO t VALUES ($1)", params![record.id()]);
+        assert!(matches!(after, Err(sql::Error::TransactionAborted)));
+        Ok(())
+    }
+    let host = Host::new().sql("main", &["CREATE TABLE t (id TEXT)"]).exactly_once("main");
+    host.call(swallow, [record("a")]);
+    assert!(sql::open("main")?.query("SELECT * FROM t", params![])?.is_empty(), "what the handler says is not enough");
+    Ok(())
+}
+
+#[test]
+fn a_handler_can_require_its_guarantee() {
+    let host = Host::new().sql("main", &[]);
+    let refusal = host.init(|setup| setup.require(Guarantee::SqlTransaction)).expect_err("it is at least once");
+    assert!(refusal.0.detail.contains("delivery = \"exactly-once\""), "{refusal:?}");
+    assert_eq!(host.exactly_once("main").init(|setup| setup.require(Guarantee::SqlTransaction)), Ok(()));
 }

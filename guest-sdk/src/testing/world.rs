@@ -14,12 +14,41 @@ pub(super) struct Bucket {
     pub(super) claims: BTreeMap<String, String>,
 }
 
+/// The transaction of a call.
+#[derive(Debug)]
+pub(super) struct Delivery {
+    pub(super) database: String,
+    /// Counts calls: a handle of an earlier one is worth nothing.
+    pub(super) call: u64,
+    pub(super) state: State,
+}
+
+/// How a delivery's transaction stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// There is no call, so there is none.
+    None,
+    /// Nobody has asked for it.
+    Unasked,
+    Open,
+    /// A statement failed.
+    Aborted,
+}
+
+impl Delivery {
+    pub(super) fn of(database: &str) -> Self {
+        Self { database: database.to_owned(), call: 0, state: State::None }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct World {
     pub(super) config: RefCell<BTreeMap<String, String>>,
     pub(super) secrets: RefCell<BTreeMap<String, String>>,
     pub(super) buckets: RefCell<BTreeMap<String, Bucket>>,
     pub(super) databases: RefCell<BTreeMap<String, Rc<rusqlite::Connection>>>,
+    /// The delivery's own transaction, where the test's host gives one.
+    pub(super) delivery: RefCell<Option<Delivery>>,
     pub(super) logs: RefCell<Vec<(Level, String)>>,
     pub(super) sent: RefCell<Vec<Outgoing>>,
     /// Names whose calls fail as unavailable.

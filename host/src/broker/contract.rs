@@ -55,6 +55,7 @@ macro_rules! broker_contract {
             a_group_starts_at_the_oldest_record
             a_group_can_start_at_the_next_record
             a_group_goes_on_where_it_committed
+            a_partition_starts_where_it_is_told
             groups_do_not_disturb_each_other
             a_topic_may_be_made_after_the_subscription
             a_member_with_nothing_to_read_hears_that_it_has_joined

@@ -3,8 +3,11 @@
 //! An instance has one session with a database, however many connection handles its guest opens: a call that waited for
 //! a second connection while it holds the first could wait for ever. The session takes a connection of the pool when it
 //! is used, and gives it back at the end of the call.
+//!
+//! Under exactly-once on a database there is the delivery's own transaction beside them, which the guest can't end.
 
 mod convert;
+mod current;
 
 use std::sync::Arc;
 
@@ -12,12 +15,9 @@ use futures_util::future::BoxFuture;
 use tidemill_core::grants::Kind;
 use wasmtime::component::Resource;
 
+pub use self::current::Transaction;
 use super::{Away, View};
-use crate::attempt::Guarantee;
-use crate::guest::bindings::tidemill::guest::sql::{
-    Error, Host, HostConnection, HostOwnTransaction, HostTransaction, RowSet, Value,
-};
-use crate::metrics::HostCallResult;
+use crate::guest::bindings::tidemill::guest::sql::{Error, Host, HostConnection, HostOwnTransaction, RowSet, Value};
 use crate::store::{self, Sql, SqlError, Statements};
 
 const CAPABILITY: &str = "sql";
@@ -33,9 +33,6 @@ pub struct OwnTransaction {
     /// Which transaction of the session it is.
     number: u64,
 }
-
-/// The delivery's own transaction. No guarantee has one yet, so there is no value of it.
-pub enum Transaction {}
 
 /// What an instance has of one database.
 pub(super) struct Session {
@@ -194,22 +191,18 @@ impl View {
 
 impl Host for View {
     async fn current(&mut self) -> wasmtime::Result<Result<Resource<Transaction>, Error>> {
-        self.count(CAPABILITY, HostCallResult::Denied);
-        let guarantee = match self.call.guarantee {
-            Guarantee::AtMostOnce => "at-most-once",
-            Guarantee::AtLeastOnce => "at-least-once",
-            Guarantee::KafkaTransaction => "kafka-transaction",
-            Guarantee::SqlTransaction => "sql-transaction without a database",
-        };
-        let text = format!(
-            "the delivery has no transaction of a database: its guarantee is {guarantee}; use `open` and `begin`"
-        );
-        Ok(Err(Error::AccessDenied(text)))
+        match self.current_transaction().await {
+            Ok(transaction) => Ok(Ok(self.table.push(transaction)?)),
+            Err(error) => Ok(Err(error)),
+        }
     }
 
     async fn open(&mut self, name: String) -> wasmtime::Result<Result<Resource<Connection>, Error>> {
         if let Err(denied) = self.check(CAPABILITY, Kind::Sql, &name) {
             return Ok(Err(Error::AccessDenied(denied.to_string())));
+        }
+        if let Err(error) = self.check_beside(&name) {
+            return Ok(Err(error));
         }
         let database: Arc<str> = name.into();
         match self.connect(&database).await {
@@ -317,39 +310,6 @@ impl HostOwnTransaction for View {
             }
         }
         Ok(())
-    }
-}
-
-impl HostTransaction for View {
-    async fn query(
-        &mut self,
-        transaction: Resource<Transaction>,
-        _: String,
-        _: Vec<Value>,
-    ) -> wasmtime::Result<Result<RowSet, Error>> {
-        match *self.table.get(&transaction)? {}
-    }
-
-    async fn execute(
-        &mut self,
-        transaction: Resource<Transaction>,
-        _: String,
-        _: Vec<Value>,
-    ) -> wasmtime::Result<Result<u64, Error>> {
-        match *self.table.get(&transaction)? {}
-    }
-
-    async fn execute_many(
-        &mut self,
-        transaction: Resource<Transaction>,
-        _: String,
-        _: Vec<Vec<Value>>,
-    ) -> wasmtime::Result<Result<u64, Error>> {
-        match *self.table.get(&transaction)? {}
-    }
-
-    async fn drop(&mut self, transaction: Resource<Transaction>) -> wasmtime::Result<()> {
-        match self.table.delete(transaction)? {}
     }
 }
 

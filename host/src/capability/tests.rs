@@ -176,7 +176,12 @@ async fn nothing_is_sent_beside_a_transaction() {
     let script = Script::default();
     let mut view =
         with(Grants { produce: ["out".to_owned()].into(), ..Grants::default() }, &script, &Default::default());
-    view.begin(TopicPartition::new("in", 0), Guarantee::KafkaTransaction, Instant::now() + Duration::from_secs(5));
+    view.begin(
+        TopicPartition::new("in", 0),
+        Guarantee::KafkaTransaction,
+        None,
+        Instant::now() + Duration::from_secs(5),
+    );
     let sent = producer::Host::send(&mut view, vec![outgoing("out")]).await.expect("no trap");
     assert!(matches!(sent, Err(producer::Error::AccessDenied(text)) if text.contains("return them with `ack`")));
     assert_eq!(script.sent(), 0);
@@ -188,7 +193,7 @@ fn a_guest_speaks_in_the_log_with_its_place() {
     let subscriber = tracing_subscriber::fmt().without_time().with_ansi(false).with_writer(lines.clone()).finish();
     tracing::subscriber::with_default(subscriber, || {
         let mut view = view();
-        view.begin(TopicPartition::new("orders", 3), Guarantee::AtLeastOnce, Instant::now());
+        view.begin(TopicPartition::new("orders", 3), Guarantee::AtLeastOnce, None, Instant::now());
         let mut log =
             |level, message: &str| logging::Host::log(&mut view, level, "ctx".into(), message.into()).expect("no trap");
         log(logging::Level::Debug, "nobody listens");

@@ -37,6 +37,8 @@ pub struct HandlerSpec {
     pub isolation: Isolation,
     /// Most linear memory of an instance, in bytes.
     pub memory_max: usize,
+    /// The granted database whose transaction holds what the guest writes and the offset, if that is the guarantee.
+    pub database: Option<String>,
     /// What becomes of failed records.
     pub retry: RetryPolicy,
     /// Where dead letters go; `None`: the record's topic with `.dlq` behind it.
@@ -73,8 +75,7 @@ struct Manifest {
     #[serde(default)]
     exactly_once: ExactlyOnce,
     effects: Option<Effects>,
-    #[serde(default)]
-    order: OrderKey,
+    order: Option<OrderKey>,
     #[serde(default)]
     isolation: Isolation,
     concurrency: Option<usize>,
@@ -99,10 +100,9 @@ struct Manifest {
     consumer_properties: BTreeMap<String, String>,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 enum OrderKey {
-    #[default]
     Key,
     Partition,
 }
@@ -193,6 +193,7 @@ impl HandlerSpec {
 fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest: Manifest) -> HandlerSpec {
     let concurrency = manifest.concurrency.unwrap_or(CONCURRENCY_DEFAULT);
     let migrations = folder.join("migrations");
+    let (guarantee, database) = guarantee::guarantee(&manifest);
     HandlerSpec {
         name: name.to_owned(),
         folder: folder.to_owned(),
@@ -207,9 +208,9 @@ fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest
                 },
                 properties: guarantee::properties(&manifest),
             },
-            guarantee: guarantee::guarantee(&manifest),
+            guarantee,
             transaction: guarantee::limits(&manifest),
-            order: match manifest.order {
+            order: match guarantee::order(&manifest) {
                 OrderKey::Key => Order::Key,
                 OrderKey::Partition => Order::Partition,
             },
@@ -219,6 +220,7 @@ fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest
             commit_interval: manifest.commit_interval.map_or(Duration::from_millis(250), |span| span.0),
             drain_deadline: manifest.drain_deadline.map_or(Duration::from_secs(20), |span| span.0),
         },
+        database,
         isolation: manifest.isolation,
         memory_max: manifest.limits.memory.map_or(MEMORY_DEFAULT, |size| size.0),
         retry,
@@ -420,6 +422,49 @@ mod tests {
     }
 
     #[test]
+    fn a_transaction_of_a_database_is_of_a_granted_one_and_keeps_the_order_of_the_partition() {
+        let folder = folder_with(&["h.wasm"]);
+        let manifest = "topics = [\"t\"]\ndelivery = \"exactly-once\"\nexactly_once.transaction = \"sql.main\"\ngrants.sql = [\"main\"]";
+        let spec = HandlerSpec::parse("h", folder.path(), manifest).expect("valid");
+        assert_eq!((spec.consumer.guarantee, spec.consumer.order), (Guarantee::SqlTransaction, Order::Partition));
+        assert_eq!(spec.database.as_deref(), Some("main"));
+        check(
+            "topics = [\"t\"]\ndelivery = \"exactly-once\"\norder = \"key\"\n[exactly_once]\ntransaction = \"sql.main\"",
+            expect![[r#"
+                handler.toml: `exactly_once.transaction` names the database `main`, which is not granted; add it to `sql` under `[grants]`
+                handler.toml: `order` must be "partition" with a transaction of a database, since one offset stands for all records before it; leave `order` out, and give the topic more partitions for more at once
+            "#]],
+        );
+    }
+
+    #[test]
+    fn what_a_database_s_transaction_does_not_cover_is_refused_unless_the_operator_says_that_it_may_be_repeated() {
+        let manifest = |more: &str| {
+            format!(
+                "topics = [\"t\"]\ndelivery = \"exactly-once\"\n{more}\n[exactly_once]\ntransaction = \"sql.main\"\n\
+                 [grants]\nsql = [\"main\", \"other\"]\nkv = [\"seen\"]\nproduce = [\"out\"]\nsecrets = [\"token\"]"
+            )
+        };
+        check(
+            &manifest(""),
+            expect![[r#"
+                handler.toml: `grants.sql` holds `other`, which the transaction of `main` does not cover: what is done there is repeated when a transaction is; take it out, or say effects = "idempotent" if that is harmless
+                handler.toml: `grants.kv` holds `seen`, which the transaction of `main` does not cover: what is done there is repeated when a transaction is; take it out, or say effects = "idempotent" if that is harmless
+                handler.toml: `grants.produce` holds `out`, which the transaction of `main` does not cover: what is done there is repeated when a transaction is; take it out, or say effects = "idempotent" if that is harmless
+            "#]],
+        );
+        let folder = folder_with(&["h.wasm"]);
+        let said = HandlerSpec::parse("h", folder.path(), &manifest("effects = \"idempotent\""));
+        assert!(said.is_ok(), "{said:?}");
+        check(
+            "topics = [\"t\"]\ndelivery = \"exactly-once\"\n[exactly_once]\ntransaction = \"sql.main\"\ninterval = \"1s\"\n[grants]\nsql = [\"main\"]",
+            expect![[r#"
+                handler.toml: `exactly_once` has bounds of a Kafka transaction; one of a database has those of a call, `batch.records_max` and `batch.bytes_max`
+            "#]],
+        );
+    }
+
+    #[test]
     fn a_kafka_transaction_refuses_what_it_does_not_cover_unless_the_operator_says_that_it_may_be_repeated() {
         let manifest = |more: &str| {
             format!(
@@ -451,7 +496,7 @@ mod tests {
         check(
             "topics = [\"t\"]\ndelivery = \"exactly-once\"\n[exactly_once]\ntransaction = \"x\"",
             expect![[r#"
-            handler.toml: `exactly_once.transaction` must be "kafka"
+            handler.toml: `exactly_once.transaction` must be "kafka", or "sql.NAME" with NAME one of `grants.sql`
         "#]],
         );
         check(

@@ -1,5 +1,6 @@
 //! Room 6: the frontier goes to the group, one commit at a time, never backwards within an assignment.
 
+pub(super) mod database;
 pub(super) mod outbox;
 pub(super) mod transaction;
 

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::commit::REFRESH_INTERVAL;
 use super::commit::outbox::Outbox;
 use super::{Config, Parts, Progress};
-use crate::attempt::{self, Attempt};
+use crate::attempt::{self, Attempt, Ownership};
 use crate::broker::Reader;
 use crate::fault::Fault;
 use crate::metrics::{HandlerMetrics, PartitionMetrics};
@@ -35,6 +35,7 @@ pub(super) fn spawn<R: Reader>(
     config: Config,
     reader: R,
     progress: Arc<Progress>,
+    owner: Option<Arc<Ownership>>,
     outbox: Option<Arc<Outbox>>,
     revoked: CancellationToken,
 ) -> JoinHandle<()> {
@@ -45,6 +46,7 @@ pub(super) fn spawn<R: Reader>(
         config,
         reader,
         progress,
+        owner,
         outbox,
         machine,
         metrics,
@@ -62,6 +64,7 @@ struct Task<R> {
     config: Config,
     reader: R,
     progress: Arc<Progress>,
+    owner: Option<Arc<Ownership>>,
     /// What is to be committed in transactions; `None` when offsets are committed alone.
     outbox: Option<Arc<Outbox>>,
     machine: Partition,
@@ -81,7 +84,7 @@ impl<R: Reader> Task<R> {
         let mut read_again = None;
         let mut refresh = tokio::time::interval(REFRESH_INTERVAL);
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while !self.drained {
+        while !self.drained && !self.is_fenced() {
             self.start_calls();
             let timer = self.machine.next_timer().map(|at| self.origin + at);
             let (records, bytes) = self.room();
@@ -117,6 +120,11 @@ impl<R: Reader> Task<R> {
             }
         }
         self.refresh();
+    }
+
+    /// Whether somebody else owns the partition: nothing that is done here will ever count.
+    fn is_fenced(&self) -> bool {
+        self.owner.as_ref().is_some_and(|owner| owner.fenced_since().is_some())
     }
 
     /// How much to read now. A nearly full partition is left alone, so that records are not taken one by one.
@@ -226,6 +234,7 @@ impl<R: Reader> Task<R> {
         let from = self.progress.from.clone();
         let Config { guarantee, call_deadline, .. } = self.config;
         let attempt = Attempt::new(from.clone(), self.progress.epoch, call.records, guarantee, call_deadline);
+        let attempt = Attempt { owner: self.owner.clone(), ..attempt };
         self.calls.spawn(async move {
             let run = attempt::run(&*parts.handler, &parts.settler, attempt, slot);
             let settlement = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {

@@ -4,6 +4,7 @@
 
 mod bounds;
 mod commits;
+mod database;
 mod drain;
 mod order;
 mod transactions;

@@ -170,7 +170,7 @@ impl Instance {
         arm(&mut self.store, deadline);
         let state = self.store.data_mut();
         state.voice.begin_call(&attempt.from);
-        state.capabilities.begin(attempt.from.clone(), attempt.guarantee, deadline);
+        state.capabilities.begin(attempt.from.clone(), attempt.guarantee, attempt.owner.clone(), deadline);
         self.calls_left = self.calls_left.saturating_sub(1);
 
         let answer = match &self.guest.packed {

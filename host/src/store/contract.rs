@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 pub(crate) mod key_value;
+pub mod offsets;
 pub mod sql;
 
 /// Makes a test of each promise of the named contract, on what `$open` gives.
@@ -22,6 +23,12 @@ macro_rules! store_contract {
             an_abandoned_call_in_a_transaction_keeps_nothing, redelivered_records_count_once,
             migrations_are_applied_once_and_in_order, hosts_that_start_together_apply_migrations_once,
             a_failed_migration_leaves_nothing_and_is_named, an_applied_migration_must_stay
+        );
+        $crate::store_contract!(@each $open, $crate::store::contract::offsets,
+            a_delivery_and_its_offset_last_together, a_new_owner_shuts_the_old_one_out,
+            an_offset_is_stored_on_top_of_the_last_alone, a_failed_statement_ends_its_delivery,
+            owners_that_come_together_come_one_after_another, a_new_owner_reads_all_that_the_old_one_ever_stores,
+            each_group_and_partition_has_a_row_of_its_own, a_guest_cannot_write_the_offsets
         );
     };
     (key_value, $open:path) => {

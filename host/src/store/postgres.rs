@@ -10,6 +10,7 @@ mod error;
 mod lease;
 mod migrate;
 mod numeric;
+mod offsets;
 mod session;
 
 use std::{fmt, path::Path, time::Duration};
@@ -19,10 +20,11 @@ use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use tokio_postgres::{NoTls, config::SslMode};
 
-use self::{lease::Lease, session::PostgresConnection};
+use self::{lease::Lease, offsets::PostgresDelivery, session::PostgresConnection};
 use super::{
-    Connection, Sql, SqlError,
+    Connection, Delivery, Sql, SqlError,
     migrations::{MigrationError, Migrations},
+    offsets::{Place, Standing},
 };
 use crate::config::units::{InvalidSecret, SecretRef, Size, Span};
 
@@ -195,6 +197,22 @@ impl Sql for Postgres {
         Box::pin(async move {
             let lease = self.lease().await.map_err(MigrationError::Database)?;
             migrate::apply(lease, self.config.migration_timeout, migrations).await
+        })
+    }
+
+    fn own(&self, place: Place) -> BoxFuture<'_, Result<Standing, SqlError>> {
+        Box::pin(async move { offsets::own(self.lease().await?, &place).await })
+    }
+
+    fn standing(&self, place: Place) -> BoxFuture<'_, Result<Option<Standing>, SqlError>> {
+        Box::pin(async move { offsets::standing(self.lease().await?, &place).await })
+    }
+
+    fn deliver(&self, silence_max: Duration) -> BoxFuture<'_, Result<Box<dyn Delivery>, SqlError>> {
+        Box::pin(async move {
+            let mut lease = self.lease().await?;
+            lease.begin_within(silence_max).await?;
+            Ok(Box::new(PostgresDelivery::new(lease)) as Box<dyn Delivery>)
         })
     }
 }

@@ -7,6 +7,7 @@
 mod error;
 mod key_value;
 mod migrate;
+mod offsets;
 mod pool;
 mod session;
 mod statement;
@@ -17,10 +18,11 @@ use futures_util::future::BoxFuture;
 use serde::Deserialize;
 
 pub use self::key_value::{KeyValueConfig, SqliteKeyValue};
-use self::{pool::Pool, session::SqliteConnection};
+use self::{offsets::SqliteDelivery, pool::Pool, session::SqliteConnection};
 use super::{
-    Connection, Sql, SqlError,
+    Connection, Delivery, Sql, SqlError,
     migrations::{MigrationError, Migrations},
+    offsets::{Place, Standing},
 };
 use crate::config::units::{Size, Span};
 
@@ -145,6 +147,22 @@ impl Sql for Sqlite {
 
     fn apply(&self, migrations: Migrations) -> BoxFuture<'_, Result<Vec<String>, MigrationError>> {
         Box::pin(migrate::apply(self.pool.config().clone(), migrations))
+    }
+
+    fn own(&self, place: Place) -> BoxFuture<'_, Result<Standing, SqlError>> {
+        Box::pin(async move { offsets::own(self.pool.clone().take().await?, place).await })
+    }
+
+    fn standing(&self, place: Place) -> BoxFuture<'_, Result<Option<Standing>, SqlError>> {
+        Box::pin(async move { offsets::standing(self.pool.clone().take().await?, place).await })
+    }
+
+    /// A frozen host is no other host's concern: the file is on one machine, and so are all that use it.
+    fn deliver(&self, _silence_max: Duration) -> BoxFuture<'_, Result<Box<dyn Delivery>, SqlError>> {
+        Box::pin(async move {
+            let loan = self.pool.clone().take().await?;
+            Ok(Box::new(SqliteDelivery::begin(loan).await?) as Box<dyn Delivery>)
+        })
     }
 }
 

@@ -119,7 +119,7 @@ async fn assigned(member: &mut KafkaConsumer) -> Vec<(TopicPartition, PartitionR
         let ConsumerEvent::Assigned(partitions) = event else { panic!("an assignment was expected, not {event:?}") };
         // The first news may be that there is nothing yet.
         if !partitions.is_empty() {
-            return member.start(&partitions).await.expect("they can be read");
+            return member.start(&partitions, &std::collections::BTreeMap::new()).await.expect("they can be read");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use rusqlite::types::ValueRef;
 use rusqlite::{ErrorCode, Statement};
 
-use super::super::world;
+use super::super::world::{self, State};
 use crate::bindings::tidemill::guest::sql::{Column, DbError, Error, RowSet, Value};
 
 #[derive(Debug)]
@@ -15,21 +15,66 @@ pub struct Connection(Database);
 #[derive(Debug)]
 pub struct OwnTransaction(Database);
 
+/// The delivery's own.
 #[derive(Debug)]
-pub struct Transaction(Database);
+pub struct Transaction {
+    database: Database,
+    call: u64,
+}
 
 pub fn current() -> Result<Transaction, Error> {
-    Err(Error::AccessDenied("the host in memory has no exactly-once binding".to_owned()))
+    let world = world::current();
+    let mut delivery = world.delivery.borrow_mut();
+    let Some(delivery) = delivery.as_mut().filter(|delivery| delivery.state != State::None) else {
+        let text = "the delivery has no transaction of a database; give it one with `Host::exactly_once`";
+        return Err(Error::AccessDenied(text.to_owned()));
+    };
+    let database = database(&delivery.database)?;
+    if delivery.state == State::Unasked {
+        database.execute("BEGIN IMMEDIATE", &[])?;
+        delivery.state = State::Open;
+    }
+    Ok(Transaction { database, call: delivery.call })
+}
+
+/// A call begins.
+pub(crate) fn begin_delivery() {
+    if let Some(delivery) = world::current().delivery.borrow_mut().as_mut() {
+        delivery.call += 1;
+        delivery.state = State::Unasked;
+    }
+}
+
+/// A call ended, well or not.
+pub(crate) fn end_delivery(well: bool) {
+    let world = world::current();
+    let mut delivery = world.delivery.borrow_mut();
+    let Some(delivery) = delivery.as_mut() else { return };
+    let state = std::mem::replace(&mut delivery.state, State::None);
+    if matches!(state, State::Open | State::Aborted) {
+        let end = if well && state == State::Open { "COMMIT" } else { "ROLLBACK" };
+        let database = Rc::clone(&world.databases.borrow()[&delivery.database]);
+        database.execute_batch(end).expect("SQLite ends an open transaction");
+    }
 }
 
 pub fn open(name: &str) -> Result<Connection, Error> {
+    let in_delivery = |delivery: &world::Delivery| delivery.state != State::None && delivery.database == name;
+    if world::current().delivery.borrow().as_ref().is_some_and(in_delivery) {
+        let text = format!("`{name}` is the database of the delivery's transaction; use `current` instead of `open`");
+        return Err(Error::AccessDenied(text));
+    }
+    database(name).map(Connection)
+}
+
+fn database(name: &str) -> Result<Database, Error> {
     let world = world::current();
     let Some(connection) = world.databases.borrow().get(name).map(Rc::clone) else {
-        return Err(Error::AccessDenied(name.to_owned()));
+        return Err(Error::AccessDenied(format!("`{name}` is not granted; add it to `sql` under `[grants]`")));
     };
     let database = Database { name: name.to_owned(), connection };
     database.check_up()?;
-    Ok(Connection(database))
+    Ok(database)
 }
 
 macro_rules! statements {
@@ -51,7 +96,6 @@ macro_rules! statements {
 }
 statements!(Connection);
 statements!(OwnTransaction);
-statements!(Transaction);
 
 impl Connection {
     pub fn begin(&self) -> Result<OwnTransaction, Error> {
@@ -63,6 +107,34 @@ impl Connection {
 impl OwnTransaction {
     pub fn commit(&self) -> Result<(), Error> {
         self.0.execute("COMMIT", &[]).map(|_| ())
+    }
+}
+
+impl Transaction {
+    pub fn query(&self, statement: &str, params: &[Value]) -> Result<RowSet, Error> {
+        self.run(|database| database.query(statement, params))
+    }
+
+    pub fn execute(&self, statement: &str, params: &[Value]) -> Result<u64, Error> {
+        self.run(|database| database.execute(statement, params))
+    }
+
+    pub fn execute_many(&self, statement: &str, params: &[Vec<Value>]) -> Result<u64, Error> {
+        self.run(|database| params.iter().try_fold(0, |sum, params| Ok(sum + database.execute(statement, params)?)))
+    }
+
+    /// Runs a statement; its failure is the transaction's end.
+    fn run<T>(&self, work: impl FnOnce(&Database) -> Result<T, Error>) -> Result<T, Error> {
+        let world = world::current();
+        let stands = |delivery: &world::Delivery| delivery.call == self.call && delivery.state == State::Open;
+        if !world.delivery.borrow().as_ref().is_some_and(stands) {
+            return Err(Error::TransactionAborted);
+        }
+        let done = work(&self.database);
+        if let (Err(_), Some(delivery)) = (&done, world.delivery.borrow_mut().as_mut()) {
+            delivery.state = State::Aborted;
+        }
+        done
     }
 }
 

@@ -1,5 +1,7 @@
 //! Promises about groups: where they begin, what they remember, and how members share partitions.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::broker::contract::member::{Ending, Member, Seen};
 use tidemill_core::record::{Offset, TopicPartition};
@@ -57,6 +59,31 @@ pub async fn a_group_goes_on_where_it_committed<B: Broker>(broker: &B, name: &st
     let seen = next.until("the rest is read", |seen| seen.records.len() >= 6).await;
     assert_eq!(numbers(&seen), (4..10).collect::<Vec<_>>());
     next.end(Ending::Close).await;
+}
+
+/// A place that is given counts more than what the group has committed, before and behind it; the others start as ever.
+pub async fn a_partition_starts_where_it_is_told<B: Broker>(broker: &B, name: &str) {
+    let bench = Bench::new(broker, name);
+    let topic = bench.topic("records", 3).await;
+    for partition in 0..3 {
+        let first = partition * 10;
+        bench.store_numbers(&topic, partition as i32, first..first + 10).await;
+    }
+    let at = |partition: i32, offset: Offset| (TopicPartition::new(Arc::clone(&topic), partition), offset);
+    for start_at in [StartAt::Earliest, StartAt::Latest] {
+        let subscription = bench.subscription(&[&topic], start_at);
+        let mut member = Member::run_with(bench.join(&subscription), |_, _| 6);
+        member.until("all are started", |seen| seen.assigned.len() == 3).await;
+        member.commit(vec![at(0, 6), at(1, 6), at(2, 6)]).await.expect("it is committed");
+        member.end(Ending::Close).await;
+
+        let places = BTreeMap::from([at(0, 3), at(1, 8)]);
+        let mut member = Member::run_from(bench.join(&subscription), places);
+        let seen = member.until("the rest is read", |seen| seen.records.len() >= 7 + 2 + 4).await;
+        let expected: Vec<u64> = (3..10).chain(18..20).chain(26..30).collect();
+        assert_eq!(numbers(&seen), expected, "{start_at:?}");
+        member.end(Ending::Close).await;
+    }
 }
 
 /// Each group reads everything, and one group's commits are not another's.

@@ -62,11 +62,24 @@ impl Member {
         Self::run_with(consumer, |_, position| position)
     }
 
+    /// Runs a member whose partitions start at these places.
+    pub(super) fn run_from<C: Consumer>(consumer: C, places: BTreeMap<TopicPartition, Offset>) -> Self {
+        Self::run_body(consumer, |_, position| position, places)
+    }
+
     /// Runs a member that commits, of a revoked partition, what `chooses` says of the position that it reached.
     pub(super) fn run_with<C: Consumer>(consumer: C, chooses: fn(&TopicPartition, Offset) -> Offset) -> Self {
+        Self::run_body(consumer, chooses, BTreeMap::new())
+    }
+
+    fn run_body<C: Consumer>(
+        consumer: C,
+        chooses: fn(&TopicPartition, Offset) -> Offset,
+        places: BTreeMap<TopicPartition, Offset>,
+    ) -> Self {
         let (commands, inbox) = mpsc::unbounded_channel();
         let (publish, seen) = watch::channel(Seen::default());
-        let body = Body { consumer, readers: BTreeMap::new(), positions: BTreeMap::new(), chooses, publish };
+        let body = Body { consumer, places, readers: BTreeMap::new(), positions: BTreeMap::new(), chooses, publish };
         Self { commands, seen, task: tokio::spawn(body.run(inbox)) }
     }
 
@@ -100,6 +113,7 @@ impl Member {
 
 struct Body<C: Consumer> {
     consumer: C,
+    places: BTreeMap<TopicPartition, Offset>,
     readers: BTreeMap<TopicPartition, C::Reader>,
     positions: BTreeMap<TopicPartition, Offset>,
     chooses: fn(&TopicPartition, Offset) -> Offset,
@@ -142,7 +156,7 @@ impl<C: Consumer> Body<C> {
     }
 
     async fn start(&mut self, partitions: &[TopicPartition]) {
-        let started = self.consumer.start(partitions).await.expect("assigned partitions can be read");
+        let started = self.consumer.start(partitions, &self.places).await.expect("assigned partitions can be read");
         assert_eq!(started.len(), partitions.len(), "each assigned partition gets a reader");
         for (partition, reader) in started {
             assert!(self.readers.insert(partition, reader).is_none(), "a partition is assigned once");

@@ -1,5 +1,7 @@
 //! Promises about a reader: its bounds, its wake-ups, and that a record is taken once.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::broker::{ConsumerEvent, Reader};
 use futures_util::FutureExt;
@@ -123,7 +125,8 @@ async fn started<B: Broker>(bench: &Bench<'_, B>, topic: &Arc<str>, partitions: 
         match within(consumer.next_event()).await {
             ConsumerEvent::Assigned(assigned) => {
                 assert_eq!(assigned.len(), partitions, "the only member has all");
-                let readers = within(consumer.start(&assigned)).await.expect("assigned partitions can be read");
+                let readers =
+                    within(consumer.start(&assigned, &BTreeMap::new())).await.expect("assigned partitions can be read");
                 return (consumer, readers);
             }
             ConsumerEvent::Problem(text) => tracing::warn!(%text, "the member has a problem"),

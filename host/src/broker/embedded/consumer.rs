@@ -1,5 +1,6 @@
 //! A group member of the embedded log, and its readers.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -118,13 +119,18 @@ impl Consumer for EmbeddedConsumer {
     async fn start(
         &mut self,
         partitions: &[TopicPartition],
+        places: &BTreeMap<TopicPartition, Offset>,
     ) -> Result<Vec<(TopicPartition, EmbeddedReader)>, BrokerError> {
         let mut readers = Vec::with_capacity(partitions.len());
         for name in partitions {
             let Some(partition) = self.log.topics.partition(name) else {
                 return Err(BrokerError::NoSuchTopic(name.to_string()));
             };
-            if let Some(position) = self.begin(name, &partition).await? {
+            let begin = match places.get(name) {
+                Some(place) => self.membership.holding(name).map(|_| *place),
+                None => self.begin(name, &partition).await?,
+            };
+            if let Some(position) = begin {
                 let (log, end) = (Arc::clone(&self.log), partition.watch());
                 let reader = EmbeddedReader { log, name: name.clone(), partition, position, end, begun: None };
                 readers.push((name.clone(), reader));

@@ -3,6 +3,7 @@
 mod durable;
 mod limits;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -80,7 +81,7 @@ async fn join(broker: &Embedded, topic: &str, start_at: StartAt) -> (EmbeddedCon
             break partitions;
         }
     };
-    let readers = consumer.start(&partitions).await.expect("they can be read");
+    let readers = consumer.start(&partitions, &BTreeMap::new()).await.expect("they can be read");
     (consumer, readers.into_iter().map(|(_, reader)| reader).collect())
 }
 

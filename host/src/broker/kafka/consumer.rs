@@ -3,6 +3,7 @@
 //! The rebalance callback only reports; partitions are taken and given back by [`KafkaConsumer::start`] and
 //! [`KafkaConsumer::release`]. librdkafka raises no other rebalance until the last one is answered.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -148,11 +149,17 @@ impl Consumer for KafkaConsumer {
     async fn start(
         &mut self,
         partitions: &[TopicPartition],
+        places: &BTreeMap<TopicPartition, Offset>,
     ) -> Result<Vec<(TopicPartition, PartitionReader)>, BrokerError> {
-        let places = self.places(partitions).await?;
+        let (told, untold): (Vec<_>, Vec<_>) =
+            partitions.iter().cloned().partition(|partition| places.contains_key(partition));
+        let mut found = if untold.is_empty() { TopicPartitionList::new() } else { self.places(&untold).await? };
+        for partition in told {
+            add(&mut found, &partition.topic, partition.partition, Place::Offset(places[&partition]))?;
+        }
         let client = Arc::clone(&self.client);
         let partitions = partitions.to_vec();
-        blocking(move || client.start(&partitions, &places)).await
+        blocking(move || client.start(&partitions, &found)).await
     }
 
     async fn release(&mut self, partitions: &[TopicPartition]) -> Result<(), BrokerError> {

@@ -190,8 +190,9 @@ impl Consumer for Member {
     async fn start(
         &mut self,
         partitions: &[TopicPartition],
+        places: &BTreeMap<TopicPartition, Offset>,
     ) -> Result<Vec<(TopicPartition, EmbeddedReader)>, BrokerError> {
-        self.member.start(partitions).await
+        self.member.start(partitions, places).await
     }
 
     async fn release(&mut self, partitions: &[TopicPartition]) -> Result<(), BrokerError> {

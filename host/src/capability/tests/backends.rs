@@ -39,7 +39,12 @@ pub(super) fn granted(grants: Grants, backends: &Backends, metrics: &Metrics) ->
     let config = BTreeMap::from([("currency".to_owned(), "EUR".to_owned())]);
     let granted = Granted::resolve("orders", &grants, &config, backends).expect("configured");
     let mut view = View::new(Arc::new(granted), "orders".into(), "0123456789abcdef".into(), metrics.handler("orders"));
-    view.begin(TopicPartition::new("orders", 0), Guarantee::AtLeastOnce, Instant::now() + Duration::from_secs(10));
+    view.begin(
+        TopicPartition::new("orders", 0),
+        Guarantee::AtLeastOnce,
+        None,
+        Instant::now() + Duration::from_secs(10),
+    );
     view
 }
 

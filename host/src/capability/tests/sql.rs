@@ -6,9 +6,11 @@ use tidemill_core::grants::Grants;
 
 use super::backends::{Script, configured, granted};
 use super::*;
-use crate::guest::bindings::tidemill::guest::sql::{self, HostConnection, HostOwnTransaction, Value};
+use crate::attempt::Ownership;
+use crate::guest::bindings::tidemill::guest::sql::{self, HostConnection, HostOwnTransaction, HostTransaction, Value};
 use crate::store::migrations::{MigrationError, Migrations};
-use crate::store::{Connection as StoreConnection, Sql, SqlError, sqlite};
+use crate::store::offsets::{Place, Standing};
+use crate::store::{Connection as StoreConnection, Delivery, Sql, SqlError, sqlite};
 
 struct Shop {
     view: View,
@@ -31,7 +33,12 @@ fn on(database: Arc<dyn Sql>) -> View {
 }
 
 fn again(view: &mut View) {
-    view.begin(TopicPartition::new("orders", 0), Guarantee::AtLeastOnce, Instant::now() + Duration::from_secs(10));
+    view.begin(
+        TopicPartition::new("orders", 0),
+        Guarantee::AtLeastOnce,
+        None,
+        Instant::now() + Duration::from_secs(10),
+    );
 }
 
 async fn open(view: &mut View) -> Resource<Connection> {
@@ -158,6 +165,79 @@ async fn the_deliverys_own_transaction_is_denied_with_the_guarantee() {
     assert!(matches!(current, Err(sql::Error::AccessDenied(text)) if text.contains("its guarantee is at-least-once")));
 }
 
+/// A view in a call whose delivery has a transaction of the shop's database.
+async fn delivering(shop: &mut Shop) -> Arc<Ownership> {
+    let place = Place { group: "g".into(), topic: "orders".into(), partition: 0 };
+    let pool = Arc::clone(&shop.view.granted.sql["shop"]);
+    let owner = Ownership::take(pool, "shop".into(), place, Duration::from_secs(10)).await.expect("it is taken over");
+    let owner = Arc::new(owner);
+    deliver_again(&mut shop.view, &owner);
+    owner
+}
+
+fn deliver_again(view: &mut View, owner: &Arc<Ownership>) {
+    let from = TopicPartition::new("orders", 0);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    view.begin(from, Guarantee::SqlTransaction, Some(Arc::clone(owner)), deadline);
+}
+
+impl View {
+    async fn current_of_call(&mut self) -> Resource<Transaction> {
+        sql::Host::current(self).await.expect("no trap").expect("the delivery has one")
+    }
+
+    async fn insert_current(&mut self, current: &Resource<Transaction>) -> Result<u64, sql::Error> {
+        let text = "INSERT INTO t VALUES ($1)".to_owned();
+        HostTransaction::execute(self, lend(current), text, vec![Value::Int(1)]).await.expect("no trap")
+    }
+}
+
+#[tokio::test]
+async fn the_deliverys_own_transaction_is_the_hosts_to_commit() {
+    let mut shop = shop().await;
+    shop.view.end().await;
+    let owner = delivering(&mut shop).await;
+    let current = shop.view.current_of_call().await;
+    assert_eq!(shop.view.insert_current(&current).await.expect("inserted"), 1);
+    HostTransaction::drop(&mut shop.view, current).await.expect("no trap");
+    let again = shop.view.current_of_call().await;
+    let text = "SELECT count(*) FROM t".to_owned();
+    let rows = HostTransaction::query(&mut shop.view, lend(&again), text, vec![]).await.expect("no trap");
+    assert!(matches!(rows.expect("counted").rows[0][0], Value::Int(1)), "a second handle is to the same transaction");
+
+    let open = shop.view.end().await.open.expect("the transaction goes back with the call");
+    owner.commit(Some(open), 8).await.expect("committed");
+    deliver_again(&mut shop.view, &owner);
+    assert!(matches!(shop.view.insert_current(&again).await, Err(sql::Error::TransactionAborted)), "of another call");
+    let current = shop.view.current_of_call().await;
+    shop.view.insert_current(&current).await.expect("inserted");
+    let open = shop.view.end().await.open.expect("open again");
+    open.roll_back().await;
+
+    self::again(&mut shop.view);
+    let connection = self::open(&mut shop.view).await;
+    assert_eq!(count(&mut shop.view, &connection).await, 1);
+    assert_eq!(owner.next(), Some(8));
+}
+
+#[tokio::test]
+async fn a_connection_beside_the_deliverys_transaction_is_refused() {
+    let mut shop = shop().await;
+    shop.view.end().await;
+    let _owner = delivering(&mut shop).await;
+    let beside = sql::Host::open(&mut shop.view, "shop".into()).await.expect("no trap");
+    assert!(matches!(beside, Err(sql::Error::AccessDenied(text)) if text.contains("use `current`")));
+}
+
+#[tokio::test]
+async fn init_belongs_to_no_delivery() {
+    let Shop { view, _folder } = shop().await;
+    let (granted, metrics) = (Arc::clone(&view.granted), Arc::clone(&view.metrics));
+    let mut fresh = View::new(granted, "orders".into(), "0123456789abcdef".into(), metrics);
+    let current = sql::Host::current(&mut fresh).await.expect("no trap");
+    assert!(matches!(current, Err(sql::Error::AccessDenied(text)) if text.contains("`init`")));
+}
+
 #[derive(Debug)]
 struct Hanging;
 
@@ -167,6 +247,18 @@ impl Sql for Hanging {
     }
 
     fn apply(&self, _: Migrations) -> BoxFuture<'_, Result<Vec<String>, MigrationError>> {
+        pending().boxed()
+    }
+
+    fn own(&self, _: Place) -> BoxFuture<'_, Result<Standing, SqlError>> {
+        pending().boxed()
+    }
+
+    fn standing(&self, _: Place) -> BoxFuture<'_, Result<Option<Standing>, SqlError>> {
+        pending().boxed()
+    }
+
+    fn deliver(&self, _: Duration) -> BoxFuture<'_, Result<Box<dyn Delivery>, SqlError>> {
         pending().boxed()
     }
 }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use tidemill_core::grants::Kind;
 use tidemill_core::transaction::Limits;
 
-use super::{Check, Manifest};
+use super::{Check, Manifest, OrderKey};
 use crate::attempt::Guarantee;
 use crate::config::units::{Size, Span};
 
@@ -45,12 +45,25 @@ const INTERVAL_MAX: Duration = Duration::from_secs(5);
 /// The property that decides whether a consumer sees what is not committed.
 const ISOLATION: (&str, &str) = ("isolation.level", "read_committed");
 
-/// What the manifest asks for.
-pub(super) fn guarantee(manifest: &Manifest) -> Guarantee {
+/// What the manifest asks for, and the database whose transaction gives it.
+pub(super) fn guarantee(manifest: &Manifest) -> (Guarantee, Option<String>) {
     match manifest.delivery {
-        Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
-        Delivery::ExactlyOnce => Guarantee::KafkaTransaction,
+        Delivery::AtLeastOnce => (Guarantee::AtLeastOnce, None),
+        Delivery::ExactlyOnce => match database(manifest) {
+            Some(name) => (Guarantee::SqlTransaction, Some(name.to_owned())),
+            None => (Guarantee::KafkaTransaction, None),
+        },
     }
+}
+
+/// The order that the manifest asks for, or the one that goes with its guarantee.
+pub(super) fn order(manifest: &Manifest) -> OrderKey {
+    let usual = if guarantee(manifest).0 == Guarantee::SqlTransaction { OrderKey::Partition } else { OrderKey::Key };
+    manifest.order.unwrap_or(usual)
+}
+
+fn database(manifest: &Manifest) -> Option<&str> {
+    manifest.exactly_once.transaction.as_ref()?.strip_prefix("sql.")
 }
 
 /// The bounds of a Kafka transaction.
@@ -67,7 +80,7 @@ pub(super) fn limits(manifest: &Manifest) -> Limits {
 /// holds its own offsets has ended.
 pub(super) fn properties(manifest: &Manifest) -> std::collections::BTreeMap<String, String> {
     let mut properties = manifest.consumer_properties.clone();
-    if guarantee(manifest) == Guarantee::KafkaTransaction {
+    if guarantee(manifest).0 == Guarantee::KafkaTransaction {
         properties.insert(ISOLATION.0.to_owned(), ISOLATION.1.to_owned());
     }
     properties
@@ -83,11 +96,65 @@ impl Check<'_> {
                     "is set without delivery = \"exactly-once\"; add that, or leave the table out",
                 );
             }
+            if manifest.effects.is_some() {
+                self.wrong("effects", "is set without delivery = \"exactly-once\"; add that, or leave it out");
+            }
             return;
         }
-        match asked.transaction.as_deref() {
-            None | Some("kafka") => self.kafka(manifest),
-            Some(_) => self.wrong("exactly_once.transaction", "must be \"kafka\""),
+        match (asked.transaction.as_deref(), database(manifest)) {
+            (None | Some("kafka"), _) => self.kafka(manifest),
+            (Some(_), Some(name)) => self.database(name, manifest),
+            (Some(_), None) => self
+                .wrong("exactly_once.transaction", "must be \"kafka\", or \"sql.NAME\" with NAME one of `grants.sql`"),
+        }
+    }
+
+    fn database(&mut self, name: &str, manifest: &Manifest) {
+        let asked = &manifest.exactly_once;
+        if asked.interval.is_some() || asked.records_max.is_some() || asked.bytes_max.is_some() {
+            self.wrong(
+                "exactly_once",
+                "has bounds of a Kafka transaction; one of a database has those of a call, `batch.records_max` and `batch.bytes_max`",
+            );
+        }
+        if !manifest.grants.sql.contains(name) {
+            self.wrong(
+                "exactly_once.transaction",
+                format!("names the database `{name}`, which is not granted; add it to `sql` under `[grants]`"),
+            );
+        }
+        if manifest.order.is_some_and(|order| order != OrderKey::Partition) {
+            self.wrong(
+                "order",
+                "must be \"partition\" with a transaction of a database, since one offset stands for all records before it; \
+                 leave `order` out, and give the topic more partitions for more at once",
+            );
+        }
+        let grants = &manifest.grants;
+        let others = grants.sql.iter().filter(|granted| *granted != name).collect();
+        let beside = [
+            (Kind::Sql, others),
+            (Kind::Kv, grants.kv.iter().collect()),
+            (Kind::Produce, grants.produce.iter().collect()),
+        ];
+        self.uncovered(manifest, &format!("the transaction of `{name}`"), "a transaction", &beside);
+    }
+
+    /// Refuses grants that a transaction does not cover, unless the operator says that repeating them is harmless.
+    fn uncovered(&mut self, manifest: &Manifest, by: &str, repeated_with: &str, beside: &[(Kind, Vec<&String>)]) {
+        if manifest.effects.is_some() {
+            return;
+        }
+        for (kind, names) in beside {
+            for granted in names {
+                self.wrong(
+                    &format!("grants.{}", kind.key()),
+                    format!(
+                        "holds `{granted}`, which {by} does not cover: what is done there is repeated when {repeated_with} is; take \
+                         it out, or say effects = \"idempotent\" if that is harmless"
+                    ),
+                );
+            }
         }
     }
 
@@ -114,20 +181,8 @@ impl Check<'_> {
                 format!("sets `{key}`, which can only be `{value}` with a Kafka transaction; leave it out"),
             );
         }
-        if manifest.effects.is_some() {
-            return;
-        }
         let grants = &manifest.grants;
-        for (kind, names) in [(Kind::Sql, &grants.sql), (Kind::Kv, &grants.kv)] {
-            for granted in names {
-                self.wrong(
-                    &format!("grants.{}", kind.key()),
-                    format!(
-                        "holds `{granted}`, which a Kafka transaction does not cover: what is done there is repeated when the record \
-                         is; take it out, or say effects = \"idempotent\" if that is harmless"
-                    ),
-                );
-            }
-        }
+        let beside = [(Kind::Sql, grants.sql.iter().collect()), (Kind::Kv, grants.kv.iter().collect())];
+        self.uncovered(manifest, "a Kafka transaction", "the record", &beside);
     }
 }

@@ -4,7 +4,8 @@ use tidemill_core::retry::Class;
 
 use super::*;
 use crate::store::migrations::{MigrationError, Migrations};
-use crate::store::{Connection, SqlError};
+use crate::store::offsets::{Place, Standing};
+use crate::store::{Connection, Delivery, SqlError};
 
 #[tokio::test]
 async fn a_guest_answers_for_each_record_and_its_revision_is_named() {
@@ -144,6 +145,18 @@ impl Sql for Gone {
 
     fn apply(&self, _: Migrations) -> BoxFuture<'_, Result<Vec<String>, MigrationError>> {
         Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn own(&self, _: Place) -> BoxFuture<'_, Result<Standing, SqlError>> {
+        Box::pin(async { Err(SqlError::Unavailable("nobody listens".to_owned())) })
+    }
+
+    fn standing(&self, _: Place) -> BoxFuture<'_, Result<Option<Standing>, SqlError>> {
+        Box::pin(async { Err(SqlError::Unavailable("nobody listens".to_owned())) })
+    }
+
+    fn deliver(&self, _: Duration) -> BoxFuture<'_, Result<Box<dyn Delivery>, SqlError>> {
+        Box::pin(async { Err(SqlError::Unavailable("nobody listens".to_owned())) })
     }
 }
 

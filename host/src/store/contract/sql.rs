@@ -75,13 +75,17 @@ impl Dialect {
     };
 }
 
-type Held<'a> = Box<dyn Connection + 'a>;
+pub(super) type Held<'a> = Box<dyn Connection + 'a>;
 
-async fn connect<K>(opened: &Opened<K>) -> Held<'static> {
+pub(super) async fn connect<K>(opened: &Opened<K>) -> Held<'static> {
     opened.sql.connect().await.expect("a connection")
 }
 
-async fn execute(on: &mut (impl Statements + ?Sized), statement: &str, params: &[Value]) -> Result<u64, SqlError> {
+pub(super) async fn execute(
+    on: &mut (impl Statements + ?Sized),
+    statement: &str,
+    params: &[Value],
+) -> Result<u64, SqlError> {
     on.execute(statement.to_owned(), params.to_vec()).await
 }
 
@@ -90,7 +94,7 @@ async fn query(on: &mut (impl Statements + ?Sized), statement: &str, params: &[V
 }
 
 /// The one number that a query gives.
-async fn number(on: &mut (impl Statements + ?Sized), statement: &str) -> i64 {
+pub(super) async fn number(on: &mut (impl Statements + ?Sized), statement: &str) -> i64 {
     match query(on, statement, &[]).await.expect(statement).rows.as_slice() {
         [row] => match row.as_slice() {
             [Value::Int(number)] => *number,
@@ -100,16 +104,16 @@ async fn number(on: &mut (impl Statements + ?Sized), statement: &str) -> i64 {
     }
 }
 
-async fn orders<K>(opened: &Opened<K>) -> Held<'static> {
+pub(super) async fn orders<K>(opened: &Opened<K>) -> Held<'static> {
     let mut connection = connect(opened).await;
     let table = "CREATE TABLE orders(id BIGINT PRIMARY KEY, customer TEXT NOT NULL, cents BIGINT NOT NULL)";
     execute(&mut *connection, table, &[]).await.expect("a table");
     connection
 }
 
-const INSERT: &str = "INSERT INTO orders(id, customer, cents) VALUES ($1, $2, $3)";
+pub(super) const INSERT: &str = "INSERT INTO orders(id, customer, cents) VALUES ($1, $2, $3)";
 
-fn order(id: i64) -> Vec<Value> {
+pub(super) fn order(id: i64) -> Vec<Value> {
     vec![Value::Int(id), Value::Text("ada".to_owned()), Value::Int(5)]
 }
 

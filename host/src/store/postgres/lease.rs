@@ -93,6 +93,16 @@ impl Lease {
         Ok(())
     }
 
+    /// Opens a transaction that the server ends when it hears nothing for so long.
+    pub(super) async fn begin_within(&mut self, silence_max: Duration) -> Result<(), SqlError> {
+        // 0 would switch the bound off.
+        let millis = silence_max.as_millis().clamp(1, i32::MAX as u128);
+        let begin = format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = {millis}");
+        self.ask(false, async |client| Ok(client.batch_execute(&begin).await?)).await?;
+        self.state = State::InTransaction;
+        Ok(())
+    }
+
     /// Ends the transaction with changes that last.
     pub(super) async fn commit(&mut self) -> Result<(), SqlError> {
         let result = self.ask(true, async |client| Ok(client.batch_execute("COMMIT").await?)).await;

@@ -10,7 +10,7 @@ use super::{
     decode, encode, error,
     lease::{Bounds, Failure, Lease, prepare},
 };
-use crate::store::{Connection, RowSet, SqlError, Statements, Transaction, Value};
+use crate::store::{Connection, RowSet, SqlError, Statements, Transaction, Value, offsets};
 
 /// How many statements of one `execute_many` are on their way at once.
 const PIPELINE_MAX: usize = 64;
@@ -82,14 +82,22 @@ impl Connection for PostgresConnection {
     fn begin(mut self: Box<Self>) -> BoxFuture<'static, Result<Box<dyn Transaction>, SqlError>> {
         Box::pin(async move {
             self.0.begin().await?;
-            Ok(Box::new(PostgresTransaction { lease: self.0, aborted: false }) as Box<dyn Transaction>)
+            Ok(Box::new(PostgresTransaction::new(self.0)) as Box<dyn Transaction>)
         })
     }
 }
 
 impl PostgresTransaction {
+    /// On a connection where a transaction is open.
+    pub(super) fn new(lease: Lease) -> Self {
+        Self { lease, aborted: false }
+    }
+
     /// Runs one statement; its failure, or its future's being dropped, is the transaction's end.
-    async fn run<T>(&mut self, statement: impl AsyncFnOnce(&mut Lease) -> Result<T, SqlError>) -> Result<T, SqlError> {
+    pub(super) async fn run<T>(
+        &mut self,
+        statement: impl AsyncFnOnce(&mut Lease) -> Result<T, SqlError>,
+    ) -> Result<T, SqlError> {
         if self.aborted {
             return Err(SqlError::TransactionAborted);
         }
@@ -211,7 +219,18 @@ fn allowed(statement: &str) -> Result<(), SqlError> {
         let message = format!("`{word}` is not a guest's to say; transactions are opened by `begin`");
         return Err(error::rejected("42501", message));
     }
+    if names_offsets(statement) {
+        let message = format!("`{}` is the host's table; a guest's statement may not name it", offsets::TABLE);
+        return Err(error::rejected("42501", message));
+    }
     Ok(())
+}
+
+/// Whether a statement names the table of offsets. It keeps accidents away; a guest that makes a statement of pieces within
+/// the server is stopped by the role's rights alone.
+fn names_offsets(statement: &str) -> bool {
+    let (statement, name) = (statement.as_bytes(), offsets::TABLE.as_bytes());
+    statement.windows(name.len()).any(|part| part.eq_ignore_ascii_case(name))
 }
 
 /// The first word behind spaces, comments, semicolons and brackets.
@@ -259,6 +278,7 @@ mod tests {
             "set\tstatement_timeout = 0",
             "START TRANSACTION",
             "COPY t TO PROGRAM 'x'",
+            "UPDATE public.\"TIDEMILL_offsets\" SET next_offset = 0",
         ] {
             assert!(allowed(statement).is_err(), "{statement}");
         }

@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{Config, Synchronous, error};
-use crate::store::{DbError, SqlError};
+use crate::store::{DbError, SqlError, offsets};
 
 /// The longest statement text, in bytes.
 const STATEMENT_BYTES_MAX: i32 = 1 << 20;
@@ -149,6 +149,13 @@ pub(super) fn open(config: &Config, access: Access) -> rusqlite::Result<Handle> 
 fn authorize(context: &AuthContext<'_>, host_speaks: &AtomicBool) -> Authorization {
     #[expect(clippy::wildcard_enum_match_arm, reason = "what is refused is a list; the enum may grow")]
     match &context.action {
+        action if written_table(action).is_some_and(|table| table.eq_ignore_ascii_case(offsets::TABLE)) => {
+            if host_speaks.load(Ordering::Relaxed) {
+                Authorization::Allow
+            } else {
+                Authorization::Deny
+            }
+        }
         AuthAction::Transaction { .. } if host_speaks.load(Ordering::Relaxed) => Authorization::Allow,
         AuthAction::Transaction { .. } | AuthAction::Savepoint { .. } => Authorization::Deny,
         AuthAction::Attach { .. } | AuthAction::Detach { .. } | AuthAction::Unknown { .. } => Authorization::Deny,
@@ -162,12 +169,35 @@ fn authorize(context: &AuthContext<'_>, host_speaks: &AtomicBool) -> Authorizati
     }
 }
 
+/// The table that a statement would change, or make anew, if it is that kind.
+fn written_table<'a>(action: &AuthAction<'a>) -> Option<&'a str> {
+    match action {
+        AuthAction::Insert { table_name }
+        | AuthAction::Update { table_name, .. }
+        | AuthAction::Delete { table_name }
+        | AuthAction::CreateTable { table_name }
+        | AuthAction::DropTable { table_name }
+        | AuthAction::AlterTable { table_name, .. }
+        | AuthAction::CreateIndex { table_name, .. }
+        | AuthAction::CreateTrigger { table_name, .. } => Some(table_name),
+        _ => None,
+    }
+}
+
 impl Handle {
     /// Opens or ends a transaction, in the host's name.
     pub(super) fn control(&self, statement: &'static str) -> rusqlite::Result<()> {
+        self.as_host(|connection| connection.execute_batch(statement))
+    }
+
+    /// Speaks in the host's name. The work must not use cached statements: a guest's of the same text would find them
+    /// there, allowed.
+    pub(super) fn as_host<T>(
+        &self,
+        work: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
         self.host_speaks.store(true, Ordering::Relaxed);
-        // Never from the cache: a guest's statement of the same text would find it there, allowed.
-        let result = self.connection.execute_batch(statement);
+        let result = work(&self.connection);
         self.host_speaks.store(false, Ordering::Relaxed);
         result
     }

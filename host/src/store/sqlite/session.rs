@@ -106,20 +106,22 @@ impl Statements for SqliteConnection {
 
 impl Connection for SqliteConnection {
     fn begin(mut self: Box<Self>) -> BoxFuture<'static, Result<Box<dyn Transaction>, SqlError>> {
-        Box::pin(async move {
-            let loan = self.take()?;
-            let permit = loan.writer().await?;
-            let begin = |handle: &Handle, _: &_, _: &_| handle.control("BEGIN IMMEDIATE").map_err(error::statement);
-            let (loan, writer, result) = loan.run(Some(permit), begin).await?;
-            result?;
-            Ok(Box::new(SqliteTransaction { loan: Some(loan), writer, aborted: false }) as Box<dyn Transaction>)
-        })
+        Box::pin(async move { Ok(Box::new(SqliteTransaction::begin(self.take()?).await?) as Box<dyn Transaction>) })
     }
 }
 
 impl SqliteTransaction {
+    /// Waits for its turn to write.
+    pub(super) async fn begin(loan: Loan) -> Result<Self, SqlError> {
+        let permit = loan.writer().await?;
+        let begin = |handle: &Handle, _: &_, _: &_| handle.control("BEGIN IMMEDIATE").map_err(error::statement);
+        let (loan, writer, result) = loan.run(Some(permit), begin).await?;
+        result?;
+        Ok(Self { loan: Some(loan), writer, aborted: false })
+    }
+
     /// Runs a piece of work; its failure, or its future's being dropped, is the transaction's end.
-    async fn run<T: Send + 'static>(
+    pub(super) async fn run<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&Handle, &super::Config, &Abandoned) -> Result<T, SqlError> + Send + 'static,
     ) -> Result<T, SqlError> {

@@ -1,0 +1,184 @@
+//! The books that the guest `ledger` keeps: one entry a record and a sum an account, with nothing in them that would stop a
+//! record from being booked twice. The judge of exactly once.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tidemill::store::{Connection, Value};
+
+use crate::ledger::{Fate, Ledger, Place};
+use crate::sink::Sink;
+
+/// The tables, in words that are good for every database.
+const SCHEMA: &str = "\
+CREATE TABLE entries (record_id TEXT NOT NULL, account TEXT NOT NULL);
+CREATE TABLE accounts (account TEXT NOT NULL PRIMARY KEY, entries BIGINT NOT NULL);
+";
+
+/// What was booked.
+#[derive(Debug, Default)]
+pub struct Books {
+    /// How often each record has an entry, wherever it came from.
+    entries: BTreeMap<Place, usize>,
+    /// Each account's sum.
+    sums: BTreeMap<String, usize>,
+}
+
+/// What is wrong with the books.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Errors {
+    /// Records that were acknowledged and have no entry.
+    pub missing: Vec<Place>,
+    /// Records with more than one entry.
+    pub repeated: Vec<Place>,
+    /// Entries of what nobody sent.
+    pub invented: Vec<Place>,
+    /// Accounts whose sum is not that of their records: the sum, and what it should be.
+    pub wrong_sums: BTreeMap<String, (usize, usize)>,
+}
+
+impl fmt::Display for Errors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { missing, repeated, invented, wrong_sums } = self;
+        let (missing, repeated, invented) = (missing.len(), repeated.len(), invented.len());
+        write!(f, "{missing} records are missing, {repeated} repeated, {invented} invented; wrong sums: {wrong_sums:?}")
+    }
+}
+
+impl std::error::Error for Errors {}
+
+/// The migration for PostgreSQL, with entries that take this long, and commits that take this long for each entry.
+pub fn schema(entry: Duration, commit: Duration) -> String {
+    let nap = |name: &str, delay: Duration, trigger: &str| {
+        if delay.is_zero() {
+            return String::new();
+        }
+        format!(
+            "CREATE FUNCTION {name}() RETURNS TRIGGER LANGUAGE plpgsql AS $$\n\
+             BEGIN PERFORM pg_sleep({}); RETURN NEW; END $$;\n{trigger} FOR EACH ROW EXECUTE FUNCTION {name}();\n",
+            delay.as_secs_f64()
+        )
+    };
+    let slow_entry = nap("slow_entry", entry, "CREATE TRIGGER slow_entry BEFORE INSERT ON entries");
+    let deferred = "CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON entries DEFERRABLE INITIALLY DEFERRED";
+    format!("{SCHEMA}{slow_entry}{}", nap("slow_commit", commit, deferred))
+}
+
+/// The migration for SQLite, with entries that take about a millisecond: it has no other way to wait than to count.
+pub fn schema_for_sqlite() -> String {
+    format!(
+        "{SCHEMA}CREATE TRIGGER slow_entry AFTER INSERT ON entries BEGIN\n\
+         SELECT count(*) FROM (WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 5000) SELECT n FROM c);\nEND;\n"
+    )
+}
+
+impl Books {
+    /// Reads them from PostgreSQL, in one snapshot.
+    pub fn in_postgres(sink: &Sink) -> Result<Books> {
+        // One statement, so that entries and sums are of one moment.
+        let rows = sink.query(
+            "SELECT record_id, NULL::BIGINT FROM entries UNION ALL SELECT account, entries FROM accounts",
+            &[],
+        )?;
+        let mut books = Books::default();
+        for row in rows {
+            books.add(row.get(0), row.get(1))?;
+        }
+        Ok(books)
+    }
+
+    /// Reads them from a connection.
+    pub async fn on(connection: &mut dyn Connection) -> Result<Books> {
+        let mut books = Books::default();
+        let select = "SELECT record_id, NULL FROM entries UNION ALL SELECT account, entries FROM accounts";
+        let rows = connection.query(select.to_owned(), Vec::new()).await?;
+        anyhow::ensure!(!rows.truncated, "there are more rows than a query gives");
+        for row in rows.rows {
+            match &row[..] {
+                [Value::Text(id), Value::Null] => books.add(id, None)?,
+                [Value::Text(account), Value::Int(sum)] => books.add(account, Some(*sum))?,
+                other => anyhow::bail!("an entry or a sum, not {other:?}"),
+            }
+        }
+        Ok(books)
+    }
+
+    fn add(&mut self, name: &str, sum: Option<i64>) -> Result<()> {
+        match sum {
+            None => *self.entries.entry(Place::of_id(name)?).or_default() += 1,
+            Some(sum) => {
+                self.sums.insert(name.to_owned(), usize::try_from(sum).context("a sum is not negative")?);
+            }
+        }
+        Ok(())
+    }
+
+    /// How many entries there are, repeated ones too.
+    pub fn entries(&self) -> usize {
+        self.entries.values().sum()
+    }
+
+    /// Compares the books with what was sent: every acknowledged record once, and nothing else.
+    pub fn check(&self, ledger: &Ledger) -> Result<usize, Errors> {
+        let mut errors = Errors::default();
+        let (mut sent, mut sums) = (BTreeMap::new(), BTreeMap::<String, usize>::new());
+        for (body, fate) in ledger.fates() {
+            if let Fate::Acked(place) = fate {
+                *sums.entry(body.key.clone()).or_default() += 1;
+                sent.insert(place, body);
+            }
+        }
+        errors.missing = sent.keys().filter(|place| !self.entries.contains_key(place)).copied().collect();
+        errors.invented = self.entries.keys().filter(|place| !sent.contains_key(place)).copied().collect();
+        let repeated = self.entries.iter().filter(|(_, times)| **times > 1);
+        errors.repeated = repeated.map(|(place, _)| *place).collect();
+        for (account, expected) in sums {
+            let sum = self.sums.get(&account).copied().unwrap_or(0);
+            if sum != expected {
+                errors.wrong_sums.insert(account, (sum, expected));
+            }
+        }
+        if errors == Errors::default() { Ok(sent.len()) } else { Err(errors) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Body;
+
+    const AT: fn(i64) -> Place = |offset| Place { partition: 0, offset };
+
+    /// Two records of `ada` were acknowledged at 0 and 1, one of `ben` failed; this is what was booked.
+    fn check(entries: &[i64], sums: &[(&str, i64)]) -> Result<usize, Errors> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let ledger = Ledger::new(folder.path()).expect("a ledger");
+        let fates = [("ada", 0, Fate::Acked(AT(0))), ("ada", 1, Fate::Acked(AT(1))), ("ben", 0, Fate::Failed)];
+        for (key, seq, fate) in fates {
+            let body = Body::new("test", key, seq);
+            ledger.intend(&body);
+            ledger.resolve(&body, fate);
+        }
+        let mut books = Books::default();
+        entries.iter().for_each(|offset| books.add(&format!("t/0/{offset}/1"), None).expect("an entry"));
+        sums.iter().for_each(|(account, sum)| books.add(account, Some(*sum)).expect("a sum"));
+        books.check(&ledger)
+    }
+
+    #[test]
+    fn exact_books_are_exact() {
+        assert_eq!(check(&[0, 1], &[("ada", 2)]), Ok(2));
+    }
+
+    #[test]
+    fn each_kind_of_error_is_seen() {
+        let errors = |entries: &[i64], sum: i64| check(entries, &[("ada", sum)]).expect_err("an error");
+        assert_eq!(errors(&[0], 2), Errors { missing: vec![AT(1)], ..Errors::default() });
+        assert_eq!(errors(&[0, 1, 1], 2), Errors { repeated: vec![AT(1)], ..Errors::default() });
+        assert_eq!(errors(&[0, 1, 7], 2), Errors { invented: vec![AT(7)], ..Errors::default() });
+        let wrong_sums = [("ada".to_owned(), (3, 2))].into();
+        assert_eq!(errors(&[0, 1], 3), Errors { wrong_sums, ..Errors::default() });
+    }
+}
