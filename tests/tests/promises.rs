@@ -9,6 +9,7 @@ mod promises {
     mod exactly_once;
     mod hostile;
     mod ingest;
+    mod ledgers;
     mod means;
     mod postgres;
     mod stored;
