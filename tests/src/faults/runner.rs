@@ -45,8 +45,7 @@ pub fn run(form: Form, only: Option<&str>, mode: Option<&str>, seed: u64) -> Out
             outcome.rows.push(row);
         }
         for which in [Which::Three, Which::Small] {
-            let is_needed = |later: &&Fault| later.plan.cluster() == which;
-            if !chosen[number + 1..].iter().any(|later| is_needed(later)) {
+            if chosen[number + 1..].iter().all(|later| later.plan.cluster() != which) {
                 lab.end(which);
             }
         }

@@ -90,7 +90,7 @@ impl Books {
     }
 
     /// Reads them from a connection.
-    pub async fn on(connection: &mut dyn Connection) -> Result<Books> {
+    pub(crate) async fn on(connection: &mut dyn Connection) -> Result<Books> {
         let mut books = Books::default();
         let select = "SELECT record_id, NULL FROM entries UNION ALL SELECT account, entries FROM accounts";
         let rows = connection.query(select.to_owned(), Vec::new()).await?;
