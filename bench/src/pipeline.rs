@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use tidemill::broker::Broker;
 use tidemill::broker::kafka::Kafka;
 use tidemill::config::manifest::HandlerSpec;
-use tidemill::consumer::Group;
+use tidemill::consumer::{Budget, Group};
 use tidemill::guest::live::LiveHandler;
 use tidemill::guest::{Backends, Engine};
 use tidemill::metrics::Metrics;
@@ -44,8 +44,16 @@ pub(crate) fn run(run: &Run) -> Result<Measured> {
         let live = runtime.block_on(LiveHandler::load(&engine, &spec, &backends, Arc::clone(&metrics), module))?;
         let letters = DeadLetters { handler: "identity".into(), group: run.group.as_str().into(), topic: None };
         let settler = Settler::new(producer, spec.retry.clone(), letters, Arc::clone(&metrics));
-        let group =
-            Group::new(broker, spec.consumer.clone(), Arc::new(live), settler, Arc::clone(&metrics), Arc::default());
+        let budget = Budget::new(usize::MAX, Metrics::new().held_bytes());
+        let group = Group::new(
+            broker,
+            spec.consumer.clone(),
+            Arc::new(live),
+            settler,
+            Arc::clone(&metrics),
+            Arc::default(),
+            budget,
+        );
         runtime.spawn(group.run(stop.clone()))
     };
     let started = Instant::now();

@@ -19,7 +19,7 @@ use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 pub use self::config::{Config, InvalidConfig};
-pub use self::view::{ErrorView, HandlerState, HandlerView, Missing, PartitionView, Readiness, RolledBack};
+pub use self::view::{ErrorView, HandlerState, HandlerView, Missing, PartitionView, PauseView, Readiness, RolledBack};
 use crate::http::{self, BindError, Listener, Token};
 use crate::metrics::{self, Metrics};
 
@@ -30,6 +30,9 @@ pub trait Host: Send + Sync + 'static {
 
     /// Every handler whose folder is there, by name.
     fn handlers(&self) -> Vec<HandlerView>;
+
+    /// Lets a handler start no more calls, or go on; outlives the host.
+    fn pause(&self, handler: &str, paused: bool) -> Result<(), PauseError>;
 
     /// Makes the revision before the live one of a handler live again.
     fn roll_back<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Result<RolledBack, RollBackError>>;
@@ -47,6 +50,17 @@ pub enum RollBackError {
     /// The handler does not run.
     #[error("handler `{0}` does not run; correct its folder, `tidemill check` says what is wrong")]
     NotRunning(String),
+}
+
+/// Why a handler was not paused, or does not go on; nothing has changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PauseError {
+    /// There is no such handler.
+    #[error("there is no handler `{0}`; `tidemill guests list` shows those that there are")]
+    NoSuchHandler(String),
+    /// The host could not keep it, so that a restart would not know of it.
+    #[error("handler `{0}` is as it was: the host's folder `state` can't be written ({1}); mend that, and try again")]
+    NotKept(String, String),
 }
 
 /// The endpoint, bound to its port.
@@ -131,6 +145,8 @@ fn router(endpoint: Endpoint) -> Router {
         .route("/metrics", get(render_metrics))
         .route("/handlers", get(list))
         .route("/handlers/{name}/rollback", post(roll_back))
+        .route("/handlers/{name}/pause", post(async |endpoint, name, headers| pause(endpoint, name, headers, true)))
+        .route("/handlers/{name}/resume", post(async |endpoint, name, headers| pause(endpoint, name, headers, false)))
         .fallback(async || error(StatusCode::NOT_FOUND, "no-such-path", "there is nothing here; `GET /` lists what is"))
         .method_not_allowed_fallback(async || {
             error(StatusCode::METHOD_NOT_ALLOWED, "wrong-method", "`GET /` lists the methods")
@@ -144,6 +160,8 @@ GET  /readyz                   200 once the host is ready, 503 with what is miss
 GET  /metrics                  for Prometheus
 GET  /handlers                 what runs, as JSON
 POST /handlers/NAME/rollback   goes back to the revision before
+POST /handlers/NAME/pause      starts no more calls, also after a restart
+POST /handlers/NAME/resume     goes on where it stood
 ";
 
 async fn readyz(State(endpoint): State<Arc<Endpoint>>, headers: HeaderMap) -> Response {
@@ -187,6 +205,30 @@ async fn roll_back(
                 RollBackError::NoSuchHandler(_) => (StatusCode::NOT_FOUND, "no-such-handler"),
                 RollBackError::NothingBefore(_) => (StatusCode::CONFLICT, "nothing-before"),
                 RollBackError::NotRunning(_) => (StatusCode::CONFLICT, "not-running"),
+            };
+            error(status, code, &cause.to_string())
+        }
+    }
+}
+
+fn pause(
+    State(endpoint): State<Arc<Endpoint>>,
+    UrlPath(handler): UrlPath<String>,
+    headers: HeaderMap,
+    paused: bool,
+) -> Response {
+    if let Err(refused) = endpoint.admit(&headers) {
+        return *refused;
+    }
+    match endpoint.host.pause(&handler, paused) {
+        Ok(()) => {
+            tracing::warn!(handler, "{}", if paused { "paused" } else { "resumed" });
+            Json(PauseView { handler, paused }).into_response()
+        }
+        Err(cause) => {
+            let (status, code) = match cause {
+                PauseError::NoSuchHandler(_) => (StatusCode::NOT_FOUND, "no-such-handler"),
+                PauseError::NotKept(..) => (StatusCode::INTERNAL_SERVER_ERROR, "not-kept"),
             };
             error(status, code, &cause.to_string())
         }

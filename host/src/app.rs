@@ -19,7 +19,8 @@ use crate::broker::kafka::Kafka;
 use crate::broker::{Broker, Producer};
 use crate::cli::{Failure, topic as topic_command};
 use crate::config::{self, Config, Problem};
-use crate::fleet::{self, Fleet, HandlerError, Roster};
+use crate::consumer::Budget;
+use crate::fleet::{self, Fleet, HandlerError, Pauses, Roster};
 use crate::guest::{Backends, Engine};
 use crate::ingest::{self, Ingest};
 use crate::metrics::Metrics;
@@ -54,6 +55,7 @@ pub async fn run(config: Config, only: Option<Role>, ready_file: Option<PathBuf>
         }
         config::Broker::Kafka(kafka) => {
             let broker = Kafka::new(kafka.clone()).map_err(|error| refused(&path, "broker", error))?;
+            kafka.costs().iter().for_each(|cost| tracing::warn!("{cost}"));
             host(broker, config, only, ready_file).await
         }
     }
@@ -143,7 +145,8 @@ async fn host<B: Broker>(
         }
         None => None,
     };
-    let view = Arc::new(View::new(Arc::clone(&roster), producers.clone(), metrics.clone()));
+    let pauses = Arc::new(Pauses::new(&config.state));
+    let view = Arc::new(View::new(Arc::clone(&roster), producers.clone(), metrics.clone(), pauses));
     let doors = Doors::bind(&config, for_ingest, &view, &metrics).await?;
     let addresses = doors.addresses();
     let mut fleet = match config.handlers.clone().filter(|_| only != Some(Role::Ingest)) {
@@ -294,7 +297,9 @@ async fn parts<B: Broker>(
         producer: Arc::clone(&producer),
     };
     let engine = Arc::new(Engine::new(&config.state).context("the sandbox can't be set up")?);
-    Ok(fleet::Parts { broker, producer, engine, backends, metrics: metrics.clone() })
+    let budget = Budget::new(config.bytes_max, metrics.held_bytes());
+    let pauses = Arc::new(Pauses::new(&config.state));
+    Ok(fleet::Parts { broker, producer, engine, backends, metrics: metrics.clone(), budget, pauses })
 }
 
 async fn kv_stores(config: &Config) -> Result<BTreeMap<String, Arc<dyn KeyValue>>, Failure> {

@@ -12,6 +12,7 @@ pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,8 +52,13 @@ pub struct Header {
 pub struct Position {
     /// The partition.
     pub partition: i32,
-    /// The offset in it.
+    /// The offset in it; [`Position::UNKNOWN`] where nobody said, because its topic wants no acknowledgements.
     pub offset: Offset,
+}
+
+impl Position {
+    /// An offset that nobody said.
+    pub const UNKNOWN: Offset = -1;
 }
 
 /// Why a record was not acknowledged. All but [`SendError::Unknown`] mean that it is certainly not stored.
@@ -291,6 +297,9 @@ pub trait Reader: Send + 'static {
         bytes_max: usize,
     ) -> impl Future<Output = Result<Arc<Chunk>, BrokerError>> + Send;
 
+    /// Offsets that were deleted before they were read, as found since it was asked last.
+    fn skipped(&mut self) -> Option<Range<Offset>>;
+
     /// One past the last record of the partition, as far as is known without asking.
     fn end_offset(&self) -> Option<Offset>;
 
@@ -318,6 +327,17 @@ pub struct PartitionInfo {
     pub end: Offset,
     /// How many replicas hold it; 1 where there is no replication.
     pub replicas: usize,
+}
+
+/// How a topic is kept; `None` where it is not known, or has no bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TopicSettings {
+    /// How many replicas have to have a record before it counts as stored.
+    pub in_sync_min: Option<usize>,
+    /// How long records are kept.
+    pub age_max: Option<Duration>,
+    /// How many bytes of each partition.
+    pub bytes_max: Option<u64>,
 }
 
 /// For each partition of a topic, the offset that a group has committed there, if any.
@@ -350,6 +370,16 @@ pub trait Admin: Send + Sync + 'static {
 
     /// The first offset at or after a time, for each partition of a topic; the end where none is later.
     fn offsets_for_time(&self, topic: &str, millis: i64) -> BoxFuture<'_, Result<Vec<(i32, Offset)>, BrokerError>>;
+
+    /// How a topic is kept; `None` where there is no replication, and nothing to be asked.
+    fn settings<'a>(&'a self, _topic: &'a str) -> BoxFuture<'a, Result<Option<TopicSettings>, BrokerError>> {
+        std::future::ready(Ok(None)).boxed()
+    }
+
+    /// How many members a group has; `None` where that can't be asked.
+    fn members<'a>(&'a self, _group: &'a str) -> BoxFuture<'a, Result<Option<usize>, BrokerError>> {
+        std::future::ready(Ok(None)).boxed()
+    }
 
     /// A group's committed offsets of a topic.
     fn committed(&self, group: &str, topic: &str) -> BoxFuture<'_, Result<Committed, BrokerError>>;

@@ -36,6 +36,10 @@ enum Command {
     Topic(TopicArgs),
     /// Shows what runs in a host, and goes back to the revision before.
     Guests(guests::Args),
+    /// Lets a handler of a running host start no more calls, also after a restart. It keeps its place in its group.
+    Pause(guests::HandlerArgs),
+    /// Lets a paused handler go on where it stood.
+    Resume(guests::HandlerArgs),
     /// Writes the project of a new handler.
     New(new::NewArgs),
     /// Builds the handler in this folder, or names the command that is missing.
@@ -82,6 +86,8 @@ impl Cli {
             Command::Check(args) => check::check(&args.config),
             Command::Topic(args) => crate::app::topic(&args.config.config, args.command),
             Command::Guests(args) => Ok(guests::run(args)?),
+            Command::Pause(args) => Ok(guests::pause(args, true)?),
+            Command::Resume(args) => Ok(guests::pause(args, false)?),
             Command::New(args) => Ok(new::new(&args)?),
             Command::Build(args) => Ok(new::build(&args)?),
         }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use self::units::{SecretRef, Span};
+use self::units::{SecretRef, Size, Span};
 use crate::broker::{embedded, kafka};
 use crate::store::{postgres, sqlite};
 use crate::{admin, ingest};
@@ -33,13 +33,15 @@ pub struct Config {
     pub admin: Option<admin::Config>,
     /// The folder of handlers; `None`: this host runs none.
     pub handlers: Option<PathBuf>,
+    /// Bytes that all handlers together may have received and not settled.
+    pub bytes_max: usize,
     /// Databases by name.
     pub sql: BTreeMap<String, Sql>,
     /// Key-value stores by name.
     pub kv: BTreeMap<String, Kv>,
     /// Secrets by name.
     pub secrets: BTreeMap<String, units::Secret>,
-    /// What the host writes for itself: the compile cache.
+    /// What the host writes for itself: the compile cache, and which handlers are paused.
     pub state: PathBuf,
     /// How long everything may take to end after SIGTERM.
     pub shutdown_deadline: Duration,
@@ -96,7 +98,10 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct Handlers {
     folder: PathBuf,
+    bytes_max: Option<Size>,
 }
+
+const BYTES_DEFAULT: usize = 256 << 20;
 
 /// Something wrong with a configuration file: where, what, and what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -167,6 +172,12 @@ impl Config {
                 }
             }
         }
+        let bytes_max =
+            file.handlers.as_ref().and_then(|handlers| handlers.bytes_max).map_or(BYTES_DEFAULT, |size| size.0);
+        if bytes_max == 0 {
+            let text = "is 0; handlers could hold no record, choose a larger one or leave the key out for 256MiB";
+            problems.push(Problem::invalid(path, "handlers.bytes_max", text));
+        }
         let handlers = file.handlers.map(|handlers| folder.join(handlers.folder));
         if let Some(handlers) = handlers.as_ref().filter(|handlers| !handlers.is_dir()) {
             let text =
@@ -182,6 +193,7 @@ impl Config {
             ingest: file.ingest,
             admin: file.admin,
             handlers,
+            bytes_max,
             sql: file.sql,
             kv: file.kv,
             secrets,

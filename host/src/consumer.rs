@@ -4,6 +4,7 @@
 //! one [`Progress`]: how far the partition may be committed. Only progress of the current assignment is ever committed,
 //! since a broker accepts commits for partitions that another member owns.
 
+mod budget;
 mod commit;
 mod partition;
 mod progress;
@@ -16,18 +17,19 @@ use tidemill_core::lanes::Order;
 use tidemill_core::partition::Bounds;
 use tidemill_core::record::TopicPartition;
 use tidemill_core::transaction::Limits;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use self::budget::Budget;
 use self::commit::Committer;
 pub use self::commit::database::OffsetStore;
 use self::commit::database::TakenOver;
 use self::commit::transaction::Transactor;
 pub use self::progress::{Membership, PartitionView, Progress};
 use crate::attempt::{Guarantee, Ownership};
-use crate::broker::{Broker, Consumer, ConsumerEvent, Subscription};
+use crate::broker::{Broker, CommitError, Consumer, ConsumerEvent, Subscription};
 use crate::fault::Fault;
 use crate::guest::Handler;
 use crate::metrics::{HandlerMetrics, Rebalance};
@@ -42,6 +44,8 @@ pub struct Config {
     pub guarantee: Guarantee,
     /// Which records run one after another.
     pub order: Order,
+    /// At most once: records of a partition that are committed and not done, which is what a crash loses of it at most.
+    pub ahead_max: usize,
     /// The bounds of each partition.
     pub bounds: Bounds,
     /// Calls of the guest at once, over all partitions of this host.
@@ -81,6 +85,10 @@ struct Parts {
     metrics: Arc<HandlerMetrics>,
     /// One permit for each call of the guest.
     slots: Arc<Semaphore>,
+    /// What the host may hold.
+    budget: Arc<Budget>,
+    /// Tells the group's task that a record waits for a commit.
+    commit_wanted: Notify,
 }
 
 struct Assigned {
@@ -111,9 +119,10 @@ impl<B: Broker> Group<B> {
         settler: Settler,
         metrics: Arc<HandlerMetrics>,
         membership: Arc<Membership>,
+        budget: Arc<Budget>,
     ) -> Self {
         let slots = Arc::new(Semaphore::new(config.concurrency.max(1)));
-        let parts = Arc::new(Parts { handler, settler, metrics, slots });
+        let parts = Arc::new(Parts { handler, settler, metrics, slots, budget, commit_wanted: Notify::new() });
         Self {
             broker,
             config,
@@ -172,7 +181,8 @@ impl<B: Broker> Group<B> {
         let end = loop {
             tokio::select! {
                 biased;
-                result = committer.confirmed() => committer.on_confirmed(result),
+                result = committer.confirmed() => self.on_confirmed(&consumer, &mut committer, result),
+                () = self.parts.commit_wanted.notified() => committer.start(&consumer, self.frontiers()),
                 () = stop.cancelled() => break End::Stopped,
                 event = consumer.next_event() => {
                     if let Err(cause) = self.on_event(&mut consumer, &mut committer, event, stop).await {
@@ -194,6 +204,14 @@ impl<B: Broker> Group<B> {
         }
         consumer.close().await;
         end
+    }
+
+    /// At most once, the next commit follows the last one at once, with all that came meanwhile; one that failed waits for
+    /// the interval.
+    fn on_confirmed(&self, consumer: &B::Consumer, committer: &mut Committer, result: Result<(), CommitError>) {
+        if committer.on_confirmed(result) && self.config.guarantee == Guarantee::AtMostOnce {
+            committer.start(consumer, self.frontiers());
+        }
     }
 
     async fn on_event(
@@ -256,8 +274,7 @@ impl<B: Broker> Group<B> {
                 self.config.clone(),
                 reader,
                 Arc::clone(&progress),
-                owner.clone(),
-                outbox,
+                partition::Ties { owner: owner.clone(), outbox, paused: self.membership.pauses() },
                 revoked.clone(),
             );
             self.membership.assigned(Arc::clone(&progress));
@@ -302,17 +319,22 @@ impl<B: Broker> Group<B> {
             assigned.revoked.cancel();
         }
         let deadline = started + self.config.drain_deadline;
+        let all = leaving.iter().chain(self.assigned.values()).map(|assigned| Arc::clone(&assigned.progress));
+        let all: Vec<Arc<Progress>> = all.collect();
         for assigned in &mut leaving {
-            if tokio::time::timeout_at(deadline, &mut assigned.task).await.is_err() {
+            let ended = self.ended(consumer, committer, &all, &mut assigned.task);
+            if tokio::time::timeout_at(deadline, ended).await.is_err() {
                 self.interrupt(assigned).await;
             }
         }
         tracing::info!(group = self.config.subscription.group, took = ?started.elapsed(), "partitions are drained");
+        // At most once, all that was asked for is confirmed by now, or must not be.
+        let behind = self.config.guarantee != Guarantee::AtMostOnce;
         let last = async {
             match &self.transactor {
                 Some(transactor) => transactor.finish(partitions).await,
                 None => {
-                    let frontiers = leaving.iter().filter_map(Assigned::frontier).collect();
+                    let frontiers = leaving.iter().filter(|_| behind).filter_map(Assigned::frontier).collect();
                     committer.finish(consumer, frontiers).await;
                 }
             }
@@ -326,11 +348,42 @@ impl<B: Broker> Group<B> {
         }
     }
 
+    /// Waits for a partition's task. At most once, the task waits for commits in turn, which go on meanwhile.
+    async fn ended(
+        &self,
+        consumer: &mut B::Consumer,
+        committer: &mut Committer,
+        all: &[Arc<Progress>],
+        task: &mut JoinHandle<()>,
+    ) {
+        if self.config.guarantee != Guarantee::AtMostOnce {
+            // What became of it is the caller's to see.
+            let _ended = task.await;
+            return;
+        }
+        let frontiers = || all.iter().filter_map(Progress::frontier).collect();
+        let mut tick = tokio::time::interval(self.config.commit_interval);
+        loop {
+            tokio::select! {
+                biased;
+                result = committer.confirmed() => {
+                    if committer.on_confirmed(result) {
+                        committer.start(&*consumer, frontiers());
+                    }
+                }
+                _ended = &mut *task => return,
+                () = self.parts.commit_wanted.notified() => committer.start(&*consumer, frontiers()),
+                _ = tick.tick() => committer.start(&*consumer, frontiers()),
+            }
+        }
+    }
+
     /// Ends a partition's task whose calls did not finish in time. What they had in hand is delivered again.
     async fn interrupt(&self, assigned: &mut Assigned) {
         tracing::warn!(
             partition = %assigned.progress.from, deadline = ?self.config.drain_deadline,
-            "calls did not end within the drain deadline; they are stopped and their records are delivered again"
+            "calls did not end within the drain deadline; they are stopped, and their records are delivered again unless they \
+             are called at most once"
         );
         assigned.task.abort();
         // The task ends at its next await; only then is its reader dropped.
@@ -338,6 +391,19 @@ impl<B: Broker> Group<B> {
             && error.is_panic()
         {
             tracing::error!(partition = %assigned.progress.from, "a partition's task panicked");
+        }
+        self.count_lost(&assigned.progress);
+    }
+
+    /// Says what was committed and is not going to be called.
+    fn count_lost(&self, progress: &Progress) {
+        let records = progress.at_stake();
+        if records > 0 {
+            self.parts.metrics.lost_records.inc_by(records);
+            tracing::warn!(
+                partition = %progress.from, records,
+                "these records are committed ahead, or may be, and their calls did not end: those that are committed are not delivered again"
+            );
         }
     }
 
@@ -362,6 +428,7 @@ impl<B: Broker> Group<B> {
                 if (&mut assigned.task).await.is_err_and(|error| error.is_panic()) {
                     tracing::error!(partition = %from, "a partition's task panicked");
                 }
+                self.count_lost(&assigned.progress);
                 self.membership.released(&assigned.progress);
             }
         }

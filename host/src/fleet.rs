@@ -5,6 +5,8 @@
 //! changes nothing.
 
 mod error;
+mod hazards;
+mod pauses;
 mod roster;
 mod stamp;
 mod topics;
@@ -12,19 +14,21 @@ mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 pub use self::error::HandlerError;
+use self::hazards::Lookout;
+pub use self::pauses::Pauses;
 pub use self::roster::{Roster, Running, State};
 use self::stamp::Stamp;
 use self::watch::Watch;
-use crate::broker::{Broker, Producer};
+use crate::broker::{Admin, Broker, Producer};
 use crate::config::manifest::{self, HandlerSpec};
-use crate::consumer::{Group, OffsetStore};
+use crate::consumer::{Budget, Group, OffsetStore};
 use crate::guest::live::LiveHandler;
 use crate::guest::{Backends, Engine};
 use crate::metrics::Metrics;
@@ -46,6 +50,10 @@ pub struct Parts<B: Broker> {
     pub backends: Backends,
     /// Where it is counted.
     pub metrics: Metrics,
+    /// What all handlers together may hold.
+    pub budget: Arc<Budget>,
+    /// Which of them do not run for now.
+    pub pauses: Arc<Pauses>,
 }
 
 /// The handlers of one host.
@@ -53,6 +61,7 @@ pub struct Fleet<B: Broker> {
     folder: PathBuf,
     parts: Parts<B>,
     roster: Arc<Roster>,
+    admin: OnceLock<Arc<dyn Admin>>,
     /// What was refused, and what it looked like then: the same is not tried again at once.
     refused: BTreeMap<String, Refused>,
 }
@@ -65,7 +74,7 @@ struct Refused {
 impl<B: Broker> Fleet<B> {
     /// No handler runs yet.
     pub fn new(folder: PathBuf, parts: Parts<B>, roster: Arc<Roster>) -> Self {
-        Self { folder, parts, roster, refused: BTreeMap::new() }
+        Self { folder, parts, roster, admin: OnceLock::new(), refused: BTreeMap::new() }
     }
 
     /// Loads every handler and starts none; says all that is wrong.
@@ -279,6 +288,14 @@ impl<B: Broker> Fleet<B> {
             Arc::clone(&metrics),
         );
         let membership = Arc::clone(&running.membership);
+        if self.parts.pauses.has(name) {
+            membership.pause(true);
+            metrics.paused.set(1);
+            tracing::warn!(
+                handler = name,
+                "the handler is paused, as an operator wants it; `tidemill resume {name}` lets it go on"
+            );
+        }
         let mut group = Group::new(
             self.parts.broker.clone(),
             spec.consumer.clone(),
@@ -286,11 +303,22 @@ impl<B: Broker> Fleet<B> {
             settler,
             metrics,
             membership,
+            Arc::clone(&self.parts.budget),
         );
         if let Some(offsets) = self.offsets(spec) {
             group = group.keeping_offsets_in(offsets);
         }
-        tokio::spawn(topics::look(self.parts.broker.clone(), spec.clone(), dead_letters, running.stop.clone()));
+        let lookout = Lookout {
+            spec: spec.clone(),
+            dead_letters,
+            membership: Arc::clone(&running.membership),
+            metrics: self.parts.metrics.handler(name),
+            told: BTreeMap::new(),
+        };
+        // Without one the broker is away, which others report.
+        if let Some(admin) = self.admin() {
+            tokio::spawn(lookout.run(admin, running.stop.clone()));
+        }
         let task = tokio::spawn(group.run(running.stop.clone()));
         tracing::info!(
             handler = name,
@@ -299,7 +327,20 @@ impl<B: Broker> Fleet<B> {
             revision = crate::attempt::short(&running.live.digest()),
             "the handler runs"
         );
+        let membership = Arc::clone(&running.membership);
         self.roster.insert(name, running, task);
+        // A command that came in between has found nobody to tell.
+        membership.pause(self.parts.pauses.has(name));
+    }
+
+    /// One for all handlers: it has connections of its own.
+    fn admin(&self) -> Option<Arc<dyn Admin>> {
+        if self.admin.get().is_none()
+            && let Ok(admin) = self.parts.broker.admin()
+        {
+            return Some(Arc::clone(self.admin.get_or_init(|| admin)));
+        }
+        self.admin.get().cloned()
     }
 
     /// Where the handler's offsets are kept beside its group. That the database is there was checked with the grants.

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use prometheus_client::registry::Registry;
 
 use families::Families;
+pub use families::HeldBytes;
 pub use handler::{
     CommitResult, HandlerMetrics, HostCallResult, OutcomeKind, PartitionMetrics, Rebalance, RevisionMetrics,
     TransactionResult,
@@ -30,6 +31,7 @@ pub struct Metrics {
     registry: Arc<Registry>,
     families: Arc<Families>,
     ingest: Arc<IngestMetrics>,
+    held: HeldBytes,
     handlers: Arc<Mutex<BTreeMap<String, Arc<HandlerMetrics>>>>,
 }
 
@@ -39,8 +41,9 @@ impl Metrics {
         let mut registry = Registry::with_prefix("tidemill");
         let families = Arc::new(Families::register(&mut registry));
         let ingest = Arc::new(IngestMetrics::register(&mut registry));
+        let held = HeldBytes::register(&mut registry);
         families::register_process(&mut registry);
-        Self { registry: Arc::new(registry), families, ingest, handlers: Arc::default() }
+        Self { registry: Arc::new(registry), families, ingest, held, handlers: Arc::default() }
     }
 
     /// The handle of one handler; the same one each time.
@@ -64,6 +67,11 @@ impl Metrics {
     /// The handle of the ingest endpoint.
     pub fn ingest(&self) -> Arc<IngestMetrics> {
         Arc::clone(&self.ingest)
+    }
+
+    /// The bytes that the host holds.
+    pub fn held_bytes(&self) -> HeldBytes {
+        self.held.clone()
     }
 
     /// All series in the text format of OpenMetrics, which Prometheus reads; its media type is [`CONTENT_TYPE`].

@@ -107,7 +107,7 @@ impl Settler {
     /// The call failed as a whole: blame nobody until a record failed alone.
     async fn whole(&self, attempt: &Attempt, revision: &Arc<str>, error: CallError) -> Settlement {
         let records = &attempt.records;
-        if error.class.charges() && records.len() > 1 {
+        if error.class.charges() && records.len() > 1 && !is_once(attempt) {
             tracing::debug!(from = %attempt.from, records = records.len(), %error, "a call failed and is halved");
             return Settlement { verdicts: vec![Verdict::Halve; records.len()], produced: Vec::new() };
         }
@@ -127,6 +127,8 @@ impl Settler {
     /// Outcomes that were given stand, up to the first of each lane that does not settle.
     async fn each(&self, attempt: &Attempt, revision: &Arc<str>, outcomes: Vec<Outcome>) -> Settlement {
         let mut verdicts = Verdicts::new(&attempt.records);
+        // What is not called again is not waited for either: each outcome stands for itself.
+        let waits = !is_once(attempt);
         let mut outputs: Vec<Outgoing> = Vec::new();
         // How many of `outputs` belong to each record, for those that have any.
         let mut owners: Vec<(usize, usize)> = Vec::new();
@@ -148,11 +150,14 @@ impl Settler {
                     }
                 }
                 Outcome::Skip => verdicts.set(index, Verdict::Settled),
-                Outcome::Untouched => verdicts.block(index),
+                Outcome::Untouched if waits => verdicts.block(index),
+                Outcome::Untouched => {}
                 Outcome::Retry { after, reason, unavailable } => {
                     let believed = unavailable && attempt.effects.unavailable.is_some();
                     let class = if believed { Class::Unavailable } else { Class::Retry };
-                    verdicts.block(index);
+                    if waits {
+                        verdicts.block(index);
+                    }
                     failures.push((index, Failure { class, reason, after }));
                 }
                 Outcome::DeadLetter(reason) => {
@@ -164,7 +169,7 @@ impl Settler {
             }
         }
         if !outputs.is_empty() {
-            self.produce(outputs, &owners, &mut verdicts, &mut failures).await;
+            self.produce(outputs, &owners, waits, &mut verdicts, &mut failures).await;
         }
         for (index, failure) in failures {
             let verdict = self.failed(attempt, revision, index, &failure, &mut produced).await;
@@ -179,6 +184,7 @@ impl Settler {
         &self,
         outputs: Vec<Outgoing>,
         owners: &[(usize, usize)],
+        waits: bool,
         verdicts: &mut Verdicts<'_>,
         failures: &mut Vec<(usize, Failure)>,
     ) {
@@ -193,7 +199,9 @@ impl Settler {
             let error = results.by_ref().take(count).filter_map(Result::err).last();
             if let Some(error) = error {
                 // Later outputs of the lane are out already; they come again behind this one, so their order holds.
-                verdicts.block_from(index);
+                if waits {
+                    verdicts.block_from(index);
+                }
                 failures.push((index, output_failure(&error)));
             }
         }
@@ -228,7 +236,10 @@ impl Settler {
         let charge = failure.class.charges();
         let tries = record.tries + 1;
         let charged = record.charged + u32::from(charge);
-        match self.policy.decide(failure.class, tries, charged, failure.after, fastrand::f64()) {
+        let decision = self.policy.decide(failure.class, tries, charged, failure.after, fastrand::f64());
+        // At most once, whatever the guest has seen is spent.
+        let spent = is_once(attempt) && failure.class != Class::HostShortage;
+        match if spent { Decision::DeadLetter } else { decision } {
             Decision::RetryAfter(after) => {
                 self.metrics.retries(failure.class).inc();
                 if failure.class == Class::Unavailable {
@@ -252,6 +263,10 @@ impl Settler {
             }
         }
     }
+}
+
+fn is_once(attempt: &Attempt) -> bool {
+    attempt.guarantee == Guarantee::AtMostOnce
 }
 
 fn kind(outcome: &Outcome) -> OutcomeKind {

@@ -207,6 +207,14 @@ impl Host {
         Ok((response.status().as_u16(), response.body_mut().read_to_string()?))
     }
 
+    /// Runs a command of the binary on this host and returns what it says.
+    pub fn command(&self, arguments: &[&str]) -> Result<String> {
+        let address = self.addresses.admin.context("this host has no admin endpoint")?;
+        let output = Command::new(binary()).args(arguments).args(["--admin", &format!("http://{address}")]).output()?;
+        ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// Its metrics now.
     pub fn metrics(&self) -> Result<Metrics> {
         let (status, text) = self.admin("/metrics")?;

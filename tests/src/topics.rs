@@ -7,7 +7,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -58,6 +60,38 @@ pub fn create_with(bootstrap: &str, topic: &str, partitions: i32, settings: &[(&
         runtime()?.block_on(admin.create_topics([&new], &AdminOptions::new().operation_timeout(Some(TIMEOUT))));
     for result in created? {
         result.map_err(|(topic, code)| anyhow!("create topic `{topic}`: {code}"))?;
+    }
+    Ok(())
+}
+
+/// Brings a topic to this many partitions.
+pub fn add_partitions(bootstrap: &str, topic: &str, partitions: usize) -> Result<()> {
+    let admin: AdminClient<DefaultClientContext> = config(bootstrap).create()?;
+    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+    for result in runtime()?.block_on(admin.create_partitions([&NewPartitions::new(topic, partitions)], &options))? {
+        result.map_err(|(topic, code)| anyhow!("add partitions to `{topic}`: {code}"))?;
+    }
+    Ok(())
+}
+
+/// Deletes what lies before an offset, as retention does.
+pub fn delete_before(bootstrap: &str, topic: &str, partition: i32, offset: i64) -> Result<()> {
+    let admin: AdminClient<DefaultClientContext> = config(bootstrap).create()?;
+    let mut before = TopicPartitionList::new();
+    before.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+    for deleted in runtime()?.block_on(admin.delete_records(&before, &options))?.elements() {
+        deleted.error().with_context(|| format!("delete what lies before {offset} in `{topic}`"))?;
+    }
+    Ok(())
+}
+
+/// Deletes a topic, and waits until its name is free.
+pub fn delete(bootstrap: &str, topic: &str) -> Result<()> {
+    let admin: AdminClient<DefaultClientContext> = config(bootstrap).create()?;
+    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+    for result in runtime()?.block_on(admin.delete_topics(&[topic], &options))? {
+        result.map_err(|(topic, code)| anyhow!("delete topic `{topic}`: {code}"))?;
     }
     Ok(())
 }

@@ -7,10 +7,14 @@ mod promises {
     mod bytes;
     mod dependency;
     mod exactly_once;
+    mod groups;
     mod hostile;
     mod ingest;
     mod ledgers;
     mod means;
+    mod modes;
+    mod offsets;
+    mod pause;
     mod postgres;
     mod stored;
     mod swap;

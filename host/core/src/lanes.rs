@@ -1,6 +1,7 @@
 //! Which record may run next: in order per lane, bounded in all.
 //!
-//! LANE-1: of one lane at most one call runs, and its records run in offset order.
+//! LANE-1: of one lane at most one call runs, and its records run in offset order. Unordered, each record is a lane of its
+//! own: it runs in at most one call, and waits for no other.
 //! LANE-2: no lane starves: lanes that are ready run in the order in which they became so.
 
 use std::borrow::Borrow;
@@ -18,6 +19,8 @@ pub enum Order {
     Partition,
     /// Those with the same key; all null keys are one lane.
     Key,
+    /// None: each record is a lane of its own.
+    Unordered,
 }
 
 /// A lane's number while it holds records. Numbers are used again.
@@ -152,6 +155,9 @@ impl Lanes {
     }
 
     fn lane_of(&mut self, record: &Record) -> LaneId {
+        if self.order == Order::Unordered {
+            return self.empty_lane();
+        }
         let key = if self.order == Order::Key { record.key() } else { None };
         let known = match key {
             Some(key) => self.by_key.get(key).copied(),
@@ -160,10 +166,7 @@ impl Lanes {
         if let Some(id) = known {
             return id;
         }
-        let id = self.free.pop().unwrap_or_else(|| {
-            self.lanes.push(Lane::default());
-            (self.lanes.len() - 1) as LaneId
-        });
+        let id = self.empty_lane();
         match key {
             Some(_) => {
                 let key = Key(record.clone());
@@ -173,6 +176,13 @@ impl Lanes {
             None => self.keyless = Some(id),
         }
         id
+    }
+
+    fn empty_lane(&mut self) -> LaneId {
+        self.free.pop().unwrap_or_else(|| {
+            self.lanes.push(Lane::default());
+            (self.lanes.len() - 1) as LaneId
+        })
     }
 
     /// Takes the records of the next call: ready lanes in turn, from each its first records, in offset order overall.

@@ -4,6 +4,7 @@
 //! decided here. Start with [`partition::Partition`]: one assigned partition as a state machine.
 
 pub mod grants;
+pub mod hazards;
 pub mod lanes;
 pub mod murmur2;
 pub mod offset_tracker;

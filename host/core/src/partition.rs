@@ -2,8 +2,12 @@
 //!
 //! It is owned by one task (ARCH-5) and lives as long as one assignment of the partition. `now` is any clock that never
 //! goes back, as the time since a moment of the caller's choice.
+//!
+//! At most once, the order is turned round: an offset is committed, and only then its record is called. There OFF-1 reads: no
+//! record at or above the confirmed offset is called; none is called again once it was processed; and no more than
+//! `ahead_max` records are below the offset that was asked for and not done, which is what a crash loses at most.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +47,10 @@ pub enum Event {
         /// What became of its records.
         verdicts: Vec<Verdict>,
     },
+    /// The broker confirmed a commit. Only what is called at most once waits for it.
+    Committed(Offset),
+    /// An operator pauses the handler, or lets it go on.
+    Paused(bool),
     /// Time passed.
     Timer,
     /// The broker takes the partition, or the handler stops: take nothing new on, and finish what lies below records that
@@ -55,7 +63,8 @@ pub enum Event {
 pub enum Action {
     /// Call the guest with these records and answer with [`Event::Returned`].
     Invoke(Call),
-    /// This offset may be committed now; it replaces any earlier one.
+    /// This offset may be committed now; it replaces any earlier one. At most once: as soon as may be, and answer with
+    /// [`Event::Committed`].
     Commit(Offset),
     /// After [`Event::Revoked`]: nothing runs any more, and nothing will but what waits to be tried again.
     Drained,
@@ -95,13 +104,23 @@ pub enum Verdict {
     Retry {
         /// For how long.
         after: Duration,
-        /// Whether it cost an attempt.
+        /// Whether it cost an attempt. At most once: whether the guest had it, and then it is not called again.
         charge: bool,
     },
     /// The call failed as a whole and had several records: nobody is charged, and it comes again in a smaller call.
     Halve,
     /// It was not processed: it comes again at once, at no cost.
     Untouched,
+}
+
+impl Verdict {
+    /// The same where nothing is called twice: only what was not called comes again.
+    fn once(self) -> Self {
+        match self {
+            Self::Untouched | Self::Retry { charge: false, .. } => self,
+            Self::Settled | Self::Halve | Self::Retry { charge: true, .. } => Self::Settled,
+        }
+    }
 }
 
 /// One assigned partition.
@@ -119,11 +138,34 @@ pub struct Partition {
     announced: Option<Offset>,
     /// One past the highest settled offset.
     settled_to: Offset,
+    /// For what is called at most once.
+    ahead: Option<Ahead>,
+    paused: bool,
     revoked: bool,
 }
 
+/// Records that wait for their commit.
+#[derive(Debug)]
+struct Ahead {
+    /// Records that were asked to be committed and are not done.
+    records_max: usize,
+    /// Received and not confirmed, in offset order.
+    held: VecDeque<Record>,
+    /// How many of the first of them were asked to be committed. Invariant: at most `held.len()`.
+    asked: usize,
+    /// Asked to be committed and not done. Invariant: at most `records_max`.
+    at_stake: usize,
+}
+
 impl Partition {
-    /// Starts with nothing received.
+    /// Starts with nothing received, and promises each record at most once: no more than `ahead_max` of them are committed
+    /// and not done.
+    pub fn at_most_once(order: Order, bounds: Bounds, ahead_max: usize) -> Self {
+        let ahead = Ahead { records_max: ahead_max.max(1), held: VecDeque::new(), asked: 0, at_stake: 0 };
+        Self { ahead: Some(ahead), ..Self::new(order, bounds) }
+    }
+
+    /// Starts with nothing received, and promises each record at least once.
     pub fn new(order: Order, bounds: Bounds) -> Self {
         let calls_max = if order == Order::Partition { 1 } else { bounds.calls_max.max(1) };
         Self {
@@ -135,6 +177,8 @@ impl Partition {
             bytes: 0,
             announced: None,
             settled_to: 0,
+            ahead: None,
+            paused: false,
             revoked: false,
         }
     }
@@ -142,9 +186,11 @@ impl Partition {
     /// Takes an event and adds what is to be done to `actions`.
     pub fn on(&mut self, now: Duration, event: Event, actions: &mut Vec<Action>) {
         match event {
-            Event::Received(chunk) => self.received(&chunk),
+            Event::Received(chunk) => self.received(&chunk, actions),
             Event::Slot => self.slot(actions),
             Event::Returned { call, verdicts } => self.returned(now, call, &verdicts, actions),
+            Event::Committed(offset) => self.committed(offset, actions),
+            Event::Paused(paused) => self.pause(paused, actions),
             Event::Timer => self.lanes.wake(now),
             Event::Revoked => self.revoked(actions),
         }
@@ -152,7 +198,7 @@ impl Partition {
 
     /// How many records may be received now. At 0 the reader is left alone: that is the back-pressure.
     pub fn room(&self) -> usize {
-        if self.revoked || self.bytes >= self.bounds.bytes_max {
+        if self.revoked || self.paused || self.bytes >= self.bounds.bytes_max {
             return 0;
         }
         let (pending, span) = self.tracker.as_ref().map_or((0, 0), |t| (t.pending(), t.span()));
@@ -167,7 +213,23 @@ impl Partition {
 
     /// Whether a [`Event::Slot`] would start a call.
     pub fn wants_slot(&self) -> bool {
-        self.calls.len() < self.bounds.calls_max && self.lanes.has_ready()
+        self.calls.len() < self.bounds.calls_max && self.may_call()
+    }
+
+    /// Whether a record may run now. What is committed has to run, paused or not: it would be lost.
+    fn may_call(&self) -> bool {
+        self.lanes.has_ready() && (!self.paused || self.ahead.is_some())
+    }
+
+    /// Bytes received and not settled.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// How many records are committed, or may be, and not done: what the end of the process would lose. None but for what
+    /// is called at most once.
+    pub fn at_stake(&self) -> usize {
+        self.ahead.as_ref().map_or(0, |ahead| ahead.at_stake)
     }
 
     /// When to send [`Event::Timer`] next.
@@ -195,7 +257,7 @@ impl Partition {
         self.tracker.as_ref().map(OffsetTracker::committable)
     }
 
-    fn received(&mut self, chunk: &Arc<Chunk>) {
+    fn received(&mut self, chunk: &Arc<Chunk>, actions: &mut Vec<Action>) {
         if self.revoked {
             return;
         }
@@ -204,7 +266,44 @@ impl Partition {
             tracker.received(record.offset());
             self.announced.get_or_insert(record.offset());
             self.bytes += record.bytes();
-            self.lanes.push(record);
+            match &mut self.ahead {
+                Some(ahead) => ahead.held.push_back(record),
+                None => self.lanes.push(record),
+            }
+        }
+        self.ask(actions);
+    }
+
+    /// Asks to commit what may be called next.
+    fn ask(&mut self, actions: &mut Vec<Action>) {
+        let Some(ahead) = self.ahead.as_mut().filter(|_| !self.paused && !self.revoked) else { return };
+        let more = (ahead.records_max - ahead.at_stake).min(ahead.held.len() - ahead.asked);
+        if more > 0 {
+            ahead.asked += more;
+            ahead.at_stake += more;
+            let asked = ahead.held[ahead.asked - 1].offset() + 1;
+            self.announced = Some(asked);
+            actions.push(Action::Commit(asked));
+        }
+    }
+
+    /// Lets records run whose commit is confirmed.
+    fn committed(&mut self, offset: Offset, actions: &mut Vec<Action>) {
+        if let Some(ahead) = &mut self.ahead {
+            while let Some(record) = ahead.held.pop_front_if(|record| record.offset() < offset) {
+                assert!(ahead.asked > 0, "OFF-1: only what was asked for is committed");
+                ahead.asked -= 1;
+                self.lanes.push(record);
+            }
+        }
+        self.ask(actions);
+    }
+
+    fn pause(&mut self, paused: bool, actions: &mut Vec<Action>) {
+        self.paused = paused;
+        self.ask(actions);
+        if self.revoked {
+            self.drained(actions);
         }
     }
 
@@ -234,6 +333,9 @@ impl Partition {
         let call_records = entries.len() as u32;
         // The records of a lane side by side, each lane's in offset order: the sort is stable.
         let mut returned: Vec<(Entry, Verdict)> = entries.into_iter().zip(verdicts.iter().copied()).collect();
+        if self.ahead.is_some() {
+            returned.iter_mut().for_each(|(_, verdict)| *verdict = verdict.once());
+        }
         for (entry, verdict) in &returned {
             if *verdict == Verdict::Settled {
                 self.settle(&entry.record);
@@ -272,9 +374,15 @@ impl Partition {
         let tracker = self.tracker.as_mut().expect("OFF-1: a settled record was received");
         tracker.settled(record.offset());
         self.settled_to = self.settled_to.max(record.offset() + 1);
+        if let Some(ahead) = &mut self.ahead {
+            ahead.at_stake -= 1;
+        }
     }
 
     fn commit(&mut self, actions: &mut Vec<Action>) {
+        if self.ahead.is_some() {
+            return self.ask(actions);
+        }
         let committable = self.committable();
         if committable > self.announced {
             self.announced = committable;
@@ -285,6 +393,11 @@ impl Partition {
     fn revoked(&mut self, actions: &mut Vec<Action>) {
         if !self.revoked {
             self.revoked = true;
+            if let Some(ahead) = &mut self.ahead {
+                // What was asked for may be committed already: it runs once that is known.
+                ahead.held.truncate(ahead.asked);
+                return self.drained(actions);
+            }
             let running =
                 self.calls.values().filter_map(|entries| entries.last()).map(|entry| entry.record.offset() + 1);
             self.lanes.forget_from(running.fold(self.settled_to, Offset::max));
@@ -293,7 +406,8 @@ impl Partition {
     }
 
     fn drained(&self, actions: &mut Vec<Action>) {
-        if self.calls.is_empty() && !self.lanes.has_ready() {
+        let waits = self.ahead.as_ref().is_some_and(|ahead| !ahead.held.is_empty() || self.lanes.waiting() > 0);
+        if self.calls.is_empty() && !self.may_call() && !waits {
             actions.push(Action::Drained);
         }
     }

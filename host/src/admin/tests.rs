@@ -13,6 +13,7 @@ struct Fake {
     handlers: Vec<HandlerView>,
     /// One result for each request.
     results: Mutex<Vec<Result<RolledBack, RollBackError>>>,
+    paused: Mutex<Vec<bool>>,
 }
 
 impl Host for Fake {
@@ -22,6 +23,16 @@ impl Host for Fake {
 
     fn handlers(&self) -> Vec<HandlerView> {
         self.handlers.clone()
+    }
+
+    fn pause(&self, handler: &str, paused: bool) -> Result<(), PauseError> {
+        match handler {
+            "orders" => {
+                self.paused.lock().unwrap().push(paused);
+                Ok(())
+            }
+            other => Err(PauseError::NoSuchHandler(other.to_owned())),
+        }
     }
 
     fn roll_back<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Result<RolledBack, RollBackError>> {
@@ -64,7 +75,12 @@ impl Running {
     async fn start(config: Config, results: Vec<Result<RolledBack, RollBackError>>) -> Self {
         let config = Config { listen: "127.0.0.1:0".parse().unwrap(), ..config };
         let readiness = Mutex::new(Readiness::waiting_for(Vec::new()));
-        let host = Arc::new(Fake { readiness, handlers: vec![orders()], results: Mutex::new(results) });
+        let host = Arc::new(Fake {
+            readiness,
+            handlers: vec![orders()],
+            results: Mutex::new(results),
+            paused: Mutex::default(),
+        });
         let admin = Admin::bind(&config, Path::new("."), Arc::clone(&host) as _, Metrics::new()).await.unwrap();
         let address = admin.address();
         let stop = CancellationToken::new();
@@ -158,6 +174,26 @@ async fn a_web_page_can_not_roll_back() {
         request.header("Origin", "http://evil.example").send_empty().unwrap().status().as_u16()
     });
     assert_eq!(answer.await.unwrap(), 403);
+    admin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_is_paused_and_resumed_with_the_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "hunter2\n").unwrap();
+    let admin = Running::start(Config { token: Some(SecretRef::File { file }), ..Config::default() }, Vec::new()).await;
+    let (wrong, right) = (admin.client(Some("hunter1")), admin.client(Some("hunter2")));
+    let told = spawn_blocking(move || {
+        let refused = wrong.pause("orders", true).unwrap_err().to_string();
+        let unknown = right.pause("else", true).unwrap_err().to_string();
+        (refused, unknown, right.pause("orders", true).unwrap(), right.pause("orders", false).unwrap())
+    });
+    let (refused, unknown, paused, resumed) = told.await.unwrap();
+    assert!(refused.contains("is not its admin token"), "{refused}");
+    assert!(unknown.contains("there is no handler `else`"), "{unknown}");
+    assert_eq!((paused.paused, resumed.paused), (true, false));
+    assert_eq!(*admin.host.paused.lock().unwrap(), [true, false], "what is refused changes nothing");
     admin.stop().await;
 }
 

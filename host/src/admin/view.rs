@@ -71,6 +71,8 @@ pub struct HandlerView {
 pub enum HandlerState {
     /// It takes records.
     Running,
+    /// An operator has paused it: it keeps its place and starts no calls.
+    Paused,
     /// It finishes what it has and then stops.
     Draining,
     /// It does not run; the reason says why.
@@ -82,6 +84,7 @@ impl HandlerState {
     pub fn name(self) -> &'static str {
         match self {
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Draining => "draining",
             Self::Failed => "failed",
         }
@@ -99,6 +102,15 @@ pub struct PartitionView {
     pub committed: Option<i64>,
     /// Records behind the end.
     pub lag_records: Option<u64>,
+}
+
+/// The answer of `POST /handlers/NAME/pause` and of `POST /handlers/NAME/resume`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PauseView {
+    /// The handler.
+    pub handler: String,
+    /// Whether it is paused now.
+    pub paused: bool,
 }
 
 /// The answer of `POST /handlers/NAME/rollback`.

@@ -9,9 +9,11 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use crate::admin::{self, HandlerState, HandlerView, Missing, PartitionView, Readiness, RollBackError, RolledBack};
+use crate::admin::{
+    self, HandlerState, HandlerView, Missing, PartitionView, PauseError, Readiness, RollBackError, RolledBack,
+};
 use crate::broker::Producer;
-use crate::fleet::{Roster, Running, State};
+use crate::fleet::{Pauses, Roster, Running, State};
 use crate::metrics::Metrics;
 
 /// How often the host looks whether it has become ready.
@@ -22,13 +24,20 @@ pub(super) struct View {
     roster: Arc<Roster>,
     producers: Vec<Arc<dyn Producer>>,
     metrics: Metrics,
+    pauses: Arc<Pauses>,
     started: AtomicBool,
     stopping: AtomicBool,
 }
 
 impl View {
-    pub(super) fn new(roster: Arc<Roster>, producers: Vec<Arc<dyn Producer>>, metrics: Metrics) -> Self {
-        Self { roster, producers, metrics, started: AtomicBool::new(false), stopping: AtomicBool::new(false) }
+    pub(super) fn new(
+        roster: Arc<Roster>,
+        producers: Vec<Arc<dyn Producer>>,
+        metrics: Metrics,
+        pauses: Arc<Pauses>,
+    ) -> Self {
+        let (started, stopping) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { roster, producers, metrics, pauses, started, stopping }
     }
 
     /// From now on the host can be ready: everything that it was told to start is started.
@@ -75,12 +84,16 @@ impl View {
                 lag_records: view.lag.map(i64::unsigned_abs),
             })
             .collect();
-        let draining = running.stop.is_cancelled();
+        let state = match (running.stop.is_cancelled(), running.membership.is_paused()) {
+            (true, _) => HandlerState::Draining,
+            (false, true) => HandlerState::Paused,
+            (false, false) => HandlerState::Running,
+        };
         HandlerView {
             name: name.to_owned(),
             group: subscription.group.clone(),
             topics: subscription.topics.clone(),
-            state: if draining { HandlerState::Draining } else { HandlerState::Running },
+            state,
             reason: refused.or_else(|| running.membership.failure()),
             revision: Some(guest.digest.to_string()),
             since: Some(running.since().to_string()),
@@ -122,6 +135,20 @@ impl admin::Host for View {
 
     fn handlers(&self) -> Vec<HandlerView> {
         self.roster.states().iter().map(|(name, state)| self.handler(name, state)).collect()
+    }
+
+    fn pause(&self, handler: &str, paused: bool) -> Result<(), PauseError> {
+        let known = self.roster.states().contains_key(handler);
+        if !known {
+            return Err(PauseError::NoSuchHandler(handler.to_owned()));
+        }
+        self.pauses.set(handler, paused).map_err(|cause| PauseError::NotKept(handler.to_owned(), cause.to_string()))?;
+        // Looked up behind the file: a handler that starts just now has read it, or is found.
+        if let Some(running) = self.roster.get(handler) {
+            running.membership.pause(paused);
+        }
+        self.metrics.handler(handler).paused.set(i64::from(paused));
+        Ok(())
     }
 
     fn roll_back<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Result<RolledBack, RollBackError>> {

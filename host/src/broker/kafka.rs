@@ -17,9 +17,10 @@ mod listener;
 mod producer;
 mod reader;
 
-pub use self::config::Config;
+pub use self::config::{Acks, Config, TopicConfig};
 pub use self::consumer::{KafkaConsumer, KafkaMember};
 pub use self::producer::transactions::KafkaTransactions;
+use self::producer::{ByTopic, KafkaProducer};
 pub use self::reader::PartitionReader;
 
 /// A Kafka cluster, as the configuration describes it. Nothing connects before a client is made.
@@ -49,7 +50,16 @@ impl Broker for Kafka {
     }
 
     fn producer(&self, properties: &BTreeMap<String, String>) -> Result<Arc<dyn Producer>, BrokerError> {
-        Ok(Arc::new(producer::KafkaProducer::new(self.config.producer(properties)?)?))
+        let made = |acks| KafkaProducer::new(self.config.producer(properties, acks)?);
+        let usual = made(Acks::All)?;
+        let mut weaker = Vec::new();
+        for acks in [Acks::None, Acks::Leader] {
+            let topics: Vec<Arc<str>> = self.config.topics_with(acks).map(Into::into).collect();
+            if !topics.is_empty() {
+                weaker.push((made(acks)?, topics));
+            }
+        }
+        Ok(if weaker.is_empty() { Arc::new(usual) } else { Arc::new(ByTopic::new(usual, weaker)) })
     }
 
     fn transactions(&self, id: &str, properties: &BTreeMap<String, String>) -> Result<KafkaTransactions, BrokerError> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use crate::admin::{ErrorView, HandlerView, RolledBack};
+use crate::admin::{ErrorView, HandlerView, PauseView, RolledBack};
 
 /// How long the host may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -13,14 +13,30 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Flags of `tidemill guests`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    #[command(flatten)]
+    host: HostArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of `tidemill pause` and `tidemill resume`.
+#[derive(Debug, clap::Args)]
+pub struct HandlerArgs {
+    #[command(flatten)]
+    host: HostArgs,
+    /// The handler.
+    handler: String,
+}
+
+/// Where the running host is.
+#[derive(Debug, clap::Args)]
+pub struct HostArgs {
     /// The host's admin address.
     #[arg(long, global = true, env = "TIDEMILL_ADMIN", value_name = "URL", default_value = "http://127.0.0.1:9090")]
     admin: String,
     /// The environment variable that holds the host's admin token.
     #[arg(long, global = true, value_name = "NAME")]
     token_env: Option<String>,
-    #[command(subcommand)]
-    command: Command,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -83,9 +99,7 @@ pub enum ClientError {
 
 /// Does what the command says and prints the answer.
 pub fn run(args: Args) -> Result<(), ClientError> {
-    let token =
-        args.token_env.map(|name| std::env::var(&name).map_err(|_| ClientError::TokenNotSet(name))).transpose()?;
-    let client = Client::new(&args.admin, token);
+    let client = args.host.client()?;
     let text = match args.command {
         Command::List { json: false } => table(&client.list()?),
         Command::List { json: true } => json(&client.list()?),
@@ -96,6 +110,25 @@ pub fn run(args: Args) -> Result<(), ClientError> {
         }
     };
     Ok(super::say(&text)?)
+}
+
+/// Pauses a handler, or lets it go on, and says so.
+pub fn pause(args: HandlerArgs, paused: bool) -> Result<(), ClientError> {
+    let PauseView { handler, paused } = args.host.client()?.pause(&args.handler, paused)?;
+    let text = if paused {
+        format!("{handler}: paused, also after a restart; `tidemill resume {handler}` lets it go on")
+    } else {
+        format!("{handler}: goes on")
+    };
+    Ok(super::say(&text)?)
+}
+
+impl HostArgs {
+    fn client(self) -> Result<Client, ClientError> {
+        let token =
+            self.token_env.map(|name| std::env::var(&name).map_err(|_| ClientError::TokenNotSet(name))).transpose()?;
+        Ok(Client::new(&self.admin, token))
+    }
 }
 
 /// Talks to a host's admin endpoint.
@@ -126,6 +159,13 @@ impl Client {
     /// Goes back to the revision before.
     pub fn roll_back(&self, handler: &str) -> Result<RolledBack, ClientError> {
         let request = self.http.post(format!("{}/handlers/{}/rollback", self.url, escaped(handler)));
+        self.answer(self.with_token(request).send_empty())
+    }
+
+    /// Pauses a handler, or lets it go on.
+    pub fn pause(&self, handler: &str, paused: bool) -> Result<PauseView, ClientError> {
+        let verb = if paused { "pause" } else { "resume" };
+        let request = self.http.post(format!("{}/handlers/{}/{verb}", self.url, escaped(handler)));
         self.answer(self.with_token(request).send_empty())
     }
 

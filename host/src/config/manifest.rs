@@ -105,6 +105,7 @@ struct Manifest {
 enum OrderKey {
     Key,
     Partition,
+    Unordered,
 }
 
 #[derive(Deserialize, Default)]
@@ -128,6 +129,7 @@ struct Buffer {
     records_max: Option<usize>,
     bytes_max: Option<Size>,
     span_max: Option<usize>,
+    ahead_max: Option<usize>,
 }
 
 #[derive(Deserialize, Default)]
@@ -160,6 +162,8 @@ struct GrantKeys {
 
 /// What a topic's name is made of.
 const TOPIC_NAME: &str = "take up to 249 letters, digits, `.`, `_` and `-`";
+/// Two calls of the usual size: while one runs, the commit of the next is confirmed.
+const AHEAD_DEFAULT: usize = 200;
 const CONCURRENCY_DEFAULT: usize = 8;
 const CONCURRENCY_MAX: usize = 1000;
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
@@ -213,7 +217,9 @@ fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest
             order: match guarantee::order(&manifest) {
                 OrderKey::Key => Order::Key,
                 OrderKey::Partition => Order::Partition,
+                OrderKey::Unordered => Order::Unordered,
             },
+            ahead_max: manifest.buffer.ahead_max.unwrap_or(AHEAD_DEFAULT),
             bounds: bounds(&manifest, concurrency),
             concurrency,
             call_deadline: manifest.limits.deadline.map_or(DEADLINE_DEFAULT, |span| span.0),
@@ -302,6 +308,7 @@ impl Check<'_> {
             ("batch.records_max", manifest.batch.records_max),
             ("buffer.records_max", manifest.buffer.records_max),
             ("buffer.span_max", manifest.buffer.span_max),
+            ("buffer.ahead_max", manifest.buffer.ahead_max),
             ("batch.bytes_max", manifest.batch.bytes_max.map(|size| size.0)),
             ("buffer.bytes_max", manifest.buffer.bytes_max.map(|size| size.0)),
         ];
@@ -318,6 +325,9 @@ impl Check<'_> {
                 "batch.records_max",
                 "is more than 1, but isolation = \"record\" calls with one record; leave one of the two out",
             );
+        }
+        if manifest.buffer.ahead_max.is_some() && manifest.delivery != Delivery::AtMostOnce {
+            self.wrong("buffer.ahead_max", "is of use with delivery = \"at-most-once\" only; leave one of the two out");
         }
         self.guarantee(manifest);
         self.limits(&manifest.limits);

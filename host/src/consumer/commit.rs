@@ -46,14 +46,14 @@ impl Committer {
         if moved.is_empty() {
             return;
         }
-        let offsets = moved.iter().map(|frontier| (frontier.from.clone(), frontier.offset)).collect();
+        let offsets = moved.iter().map(|frontier| (frontier.progress.from.clone(), frontier.offset)).collect();
         self.running = Some(Running { frontiers: moved, done: consumer.commit(offsets).boxed() });
     }
 
     /// Whether a frontier is ahead of what its assignment has committed.
     fn moved(&self, frontier: &Frontier) -> bool {
-        match self.committed.get(&frontier.from) {
-            Some((epoch, offset)) => *epoch != frontier.epoch || *offset < frontier.offset,
+        match self.committed.get(&frontier.progress.from) {
+            Some((epoch, offset)) => *epoch != frontier.progress.epoch || *offset < frontier.offset,
             None => true,
         }
     }
@@ -66,20 +66,23 @@ impl Committer {
         }
     }
 
-    /// Notes how the commit under way ended.
-    pub(super) fn on_confirmed(&mut self, result: Result<(), CommitError>) {
-        let Some(running) = self.running.take() else { return };
+    /// Notes how the commit under way ended, and tells those who wait for it. Answers whether it is confirmed.
+    pub(super) fn on_confirmed(&mut self, result: Result<(), CommitError>) -> bool {
+        let Some(running) = self.running.take() else { return false };
         match result {
             Ok(()) => {
                 self.metrics.commits(CommitResult::Ok).inc();
-                for frontier in running.frontiers {
-                    self.committed.insert(frontier.from, (frontier.epoch, frontier.offset));
+                for Frontier { progress, offset } in running.frontiers {
+                    self.committed.insert(progress.from.clone(), (progress.epoch, offset));
+                    progress.confirm(offset);
                 }
+                true
             }
             Err(error) => {
                 let fenced = matches!(error, CommitError::Fenced(_));
                 self.metrics.commits(if fenced { CommitResult::Fenced } else { CommitResult::Failed }).inc();
                 tracing::warn!(group = self.group, %error, "offsets were not committed; the next commit takes them");
+                false
             }
         }
     }

@@ -10,15 +10,16 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tidemill_core::partition::{Action, Call, CallId, Event, Partition, Verdict};
 use tidemill_core::record::{Chunk, Offset};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::budget::Share;
 use super::commit::REFRESH_INTERVAL;
 use super::commit::outbox::Outbox;
 use super::{Config, Parts, Progress};
-use crate::attempt::{self, Attempt, Ownership};
+use crate::attempt::{self, Attempt, Guarantee, Ownership};
 use crate::broker::Reader;
 use crate::fault::Fault;
 use crate::metrics::{HandlerMetrics, PartitionMetrics};
@@ -29,27 +30,43 @@ const READ_AGAIN_DELAY: Duration = Duration::from_secs(1);
 /// A record whose attempt panicked in the host itself waits this long.
 const PANIC_DELAY: Duration = Duration::from_secs(1);
 
+/// What ties an assignment to the world beside its group.
+pub(super) struct Ties {
+    /// The hold on the database's row, where offsets are kept in one.
+    pub(super) owner: Option<Arc<Ownership>>,
+    /// What is to be committed in transactions; `None` when offsets are committed alone.
+    pub(super) outbox: Option<Arc<Outbox>>,
+    /// Whether an operator has paused the handler.
+    pub(super) paused: watch::Receiver<bool>,
+}
+
 /// Consumes one assignment of a partition until it is revoked and drained.
 pub(super) fn spawn<R: Reader>(
     parts: Arc<Parts>,
     config: Config,
     reader: R,
     progress: Arc<Progress>,
-    owner: Option<Arc<Ownership>>,
-    outbox: Option<Arc<Outbox>>,
+    ties: Ties,
     revoked: CancellationToken,
 ) -> JoinHandle<()> {
     let metrics = parts.metrics.partition(&progress.from.topic, progress.from.partition);
-    let machine = Partition::new(config.order, config.bounds.clone());
+    let machine = match config.guarantee {
+        Guarantee::AtMostOnce => Partition::at_most_once(config.order, config.bounds.clone(), config.ahead_max),
+        Guarantee::AtLeastOnce | Guarantee::KafkaTransaction | Guarantee::SqlTransaction => {
+            Partition::new(config.order, config.bounds.clone())
+        }
+    };
     let task = Task {
-        parts,
-        config,
         reader,
         progress,
-        owner,
-        outbox,
+        share: parts.budget.share(config.bounds.call_bytes_max),
+        owner: ties.owner,
+        outbox: ties.outbox,
         machine,
         metrics,
+        paused: ties.paused,
+        parts,
+        config,
         origin: Instant::now(),
         calls: JoinSet::new(),
         actions: Vec::new(),
@@ -68,7 +85,10 @@ struct Task<R> {
     /// What is to be committed in transactions; `None` when offsets are committed alone.
     outbox: Option<Arc<Outbox>>,
     machine: Partition,
+    /// Its part of what the host holds.
+    share: Share,
     metrics: PartitionMetrics,
+    paused: watch::Receiver<bool>,
     /// The machine's clock counts from here.
     origin: Instant,
     calls: JoinSet<(CallId, Settlement)>,
@@ -84,10 +104,12 @@ impl<R: Reader> Task<R> {
         let mut read_again = None;
         let mut refresh = tokio::time::interval(REFRESH_INTERVAL);
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.pause();
         while !self.drained && !self.is_fenced() {
             self.start_calls();
             let timer = self.machine.next_timer().map(|at| self.origin + at);
             let (records, bytes) = self.room();
+            let full = records > 0 && bytes == 0;
             let waits = self.outbox_is_full();
             let outbox = self.outbox.as_deref();
             let slots = &self.parts.slots;
@@ -101,13 +123,18 @@ impl<R: Reader> Task<R> {
                     revoking = true;
                     self.on(Event::Revoked);
                 }
+                offset = self.progress.confirmation(), if self.config.guarantee == Guarantee::AtMostOnce => {
+                    self.on(Event::Committed(offset));
+                }
+                Ok(()) = self.paused.changed() => self.pause(),
                 () = until(timer), if timer.is_some() => self.on(Event::Timer),
                 () = until(read_again), if read_again.is_some() => read_again = None,
                 slot = Arc::clone(slots).acquire_owned(), if self.machine.wants_slot() && !waits => match slot {
                     Ok(slot) => self.start_call(slot),
                     Err(_closed) => return,
                 },
-                chunk = self.reader.next(records, bytes), if records > 0 && read_again.is_none() => match chunk {
+                () = self.share.freed(), if full => {}
+                chunk = self.reader.next(records, bytes), if records > 0 && !full && read_again.is_none() => match chunk {
                     Ok(chunk) => self.received(chunk),
                     Err(error) => {
                         self.parts.metrics.receive_errors.inc();
@@ -138,7 +165,12 @@ impl<R: Reader> Task<R> {
         if Fault::DropOnFull.is_on() {
             return (worthwhile, bounds.bytes_max);
         }
-        if records >= worthwhile { (records, self.machine.room_bytes()) } else { (0, 0) }
+        if records >= worthwhile { (records, self.machine.room_bytes().min(self.share.room())) } else { (0, 0) }
+    }
+
+    fn pause(&mut self) {
+        let paused = *self.paused.borrow_and_update();
+        self.on(Event::Paused(paused));
     }
 
     /// Whether more outputs wait for their transactions, or more records, than a crash may repeat.
@@ -147,6 +179,14 @@ impl<R: Reader> Task<R> {
     }
 
     fn received(&mut self, chunk: Arc<Chunk>) {
+        if let Some(gone) = self.reader.skipped() {
+            let offsets = gone.end - gone.start;
+            self.parts.metrics.skipped_offsets.inc_by(offsets.unsigned_abs());
+            tracing::error!(
+                partition = %self.progress.from, offsets, from = gone.start, to = gone.end,
+                "records were deleted before this handler has read them; it goes on with those that are left: keep them longer, or make the handler faster"
+            );
+        }
         self.parts.metrics.received_records.inc_by(chunk.len() as u64);
         self.parts.metrics.received_bytes.inc_by(chunk.bytes() as u64);
         if let Some(last) = chunk.records().last() {
@@ -196,6 +236,8 @@ impl<R: Reader> Task<R> {
         if answers_slot {
             return;
         }
+        self.share.set(self.machine.bytes());
+        self.progress.set_at_stake(self.machine.at_stake());
         for action in std::mem::take(&mut self.actions) {
             match action {
                 Action::Commit(offset) => self.committable(offset),
@@ -223,6 +265,10 @@ impl<R: Reader> Task<R> {
             Some(outbox) => outbox.advance(offset),
             None => self.progress.set_committable(offset),
         }
+        // At most once, records wait for it: the group's task is told at once, and else finds it at its next interval.
+        if self.config.guarantee == Guarantee::AtMostOnce {
+            self.parts.commit_wanted.notify_one();
+        }
     }
 
     fn invoke(&mut self, call: Call, slot: OwnedSemaphorePermit) {
@@ -238,7 +284,10 @@ impl<R: Reader> Task<R> {
         self.calls.spawn(async move {
             let run = attempt::run(&*parts.handler, &parts.settler, attempt, slot);
             let settlement = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {
-                tracing::error!(partition = %from, records, "the host panicked in an attempt; its records are tried again");
+                tracing::error!(partition = %from, records, "the host panicked in an attempt; its records are tried again, unless they are called at most once");
+                if guarantee == Guarantee::AtMostOnce {
+                    parts.metrics.lost_records.inc_by(records as u64);
+                }
                 let again = Verdict::Retry { after: PANIC_DELAY, charge: true };
                 Settlement { verdicts: vec![again; records], produced: Vec::new() }
             });

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tidemill_core::record::{Offset, TopicPartition};
+use tokio::sync::{Notify, watch};
 
 /// No offset is known yet.
 const UNKNOWN: i64 = -1;
@@ -17,6 +18,12 @@ pub struct Progress {
     /// Which assignment of this host it is: progress of an older one is void.
     pub epoch: u64,
     committable: AtomicI64,
+    /// What the broker confirmed.
+    confirmed: AtomicI64,
+    /// Tells the partition's task that `confirmed` has moved.
+    confirmation: Notify,
+    /// Records that the end of the process would lose; none but at most once.
+    at_stake: AtomicU64,
     /// Where the partition stands while nothing was settled.
     position: AtomicI64,
     end: AtomicI64,
@@ -26,10 +33,9 @@ pub struct Progress {
 }
 
 /// An offset that may be committed, and the assignment that may commit it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) struct Frontier {
-    pub(super) from: TopicPartition,
-    pub(super) epoch: u64,
+    pub(super) progress: Arc<Progress>,
     pub(super) offset: Offset,
 }
 
@@ -40,6 +46,9 @@ impl Progress {
             from,
             epoch,
             committable: AtomicI64::new(UNKNOWN),
+            confirmed: AtomicI64::new(UNKNOWN),
+            confirmation: Notify::new(),
+            at_stake: AtomicU64::new(0),
             position: AtomicI64::new(UNKNOWN),
             end: AtomicI64::new(UNKNOWN),
             pending: AtomicU64::new(0),
@@ -49,6 +58,27 @@ impl Progress {
 
     pub(super) fn set_committable(&self, offset: Offset) {
         self.committable.store(offset, Ordering::Release);
+    }
+
+    /// The broker has confirmed a commit of this assignment.
+    pub(super) fn confirm(&self, offset: Offset) {
+        self.confirmed.store(offset, Ordering::Release);
+        self.confirmation.notify_one();
+    }
+
+    /// Waits for the next confirmation and answers the last one. Cancel-safe; one task waits.
+    pub(super) async fn confirmation(&self) -> Offset {
+        self.confirmation.notified().await;
+        self.confirmed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_at_stake(&self, records: usize) {
+        self.at_stake.store(records as u64, Ordering::Relaxed);
+    }
+
+    /// Records that are committed, or may be, and not done.
+    pub(super) fn at_stake(&self) -> u64 {
+        self.at_stake.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_load(
@@ -65,9 +95,9 @@ impl Progress {
     }
 
     /// The offset that may be committed; `None` before anything was settled.
-    pub(super) fn frontier(&self) -> Option<Frontier> {
+    pub(super) fn frontier(self: &Arc<Self>) -> Option<Frontier> {
         let offset = self.committable.load(Ordering::Acquire);
-        (offset != UNKNOWN).then(|| Frontier { from: self.from.clone(), epoch: self.epoch, offset })
+        (offset != UNKNOWN).then(|| Frontier { progress: Arc::clone(self), offset })
     }
 
     /// What an operator sees of it.
@@ -108,6 +138,7 @@ pub struct PartitionView {
 #[derive(Debug, Default)]
 pub struct Membership {
     state: Mutex<State>,
+    paused: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -131,6 +162,20 @@ impl Membership {
     /// The assigned partitions.
     pub fn partitions(&self) -> Vec<PartitionView> {
         self.with(|state| state.partitions.values().map(|progress| progress.view()).collect())
+    }
+
+    /// Starts no more calls, or goes on. The member keeps its partitions and its place in them.
+    pub fn pause(&self, paused: bool) {
+        self.paused.send_replace(paused);
+    }
+
+    /// Whether it is paused.
+    pub fn is_paused(&self) -> bool {
+        *self.paused.borrow()
+    }
+
+    pub(super) fn pauses(&self) -> watch::Receiver<bool> {
+        self.paused.subscribe()
     }
 
     pub(super) fn joining(&self) {

@@ -2,11 +2,13 @@
 //!
 //! Each commit of each test is held against what was settled by then (OFF-1, OFF-2).
 
+mod at_most_once;
 mod bounds;
 mod commits;
 mod database;
 mod drain;
 mod order;
+mod pause;
 mod transactions;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +28,7 @@ use crate::attempt::Attempt;
 use crate::broker::tests::watched::{PATIENCE, Watched};
 use crate::broker::{Outgoing, StartAt, WhenFull};
 use crate::guest::{CallError, Called, Outcome, Reason};
-use crate::metrics::Metrics;
+use crate::metrics::{CommitResult, Metrics};
 use crate::settle::DeadLetters;
 
 const TOPIC: &str = "in";
@@ -40,6 +42,8 @@ const FOR_EVER: Duration = Duration::from_secs(3600);
 struct World {
     broker: Watched,
     ledger: Arc<Ledger>,
+    /// What each member's host may hold.
+    bytes_max: usize,
 }
 
 /// What was settled and committed, by partition.
@@ -63,6 +67,10 @@ impl Ledger {
         let settled = self.settled.lock().expect("not poisoned").get(from).cloned().unwrap_or_default();
         let open: Vec<Offset> = (0..offset).filter(|below| !settled.contains(below)).collect();
         assert!(open.is_empty(), "OFF-1: {from} is committed up to {offset} and {open:?} are not settled");
+        self.rises(from, offset);
+    }
+
+    fn rises(&self, from: &TopicPartition, offset: Offset) {
         let before = self.committed.lock().expect("not poisoned").insert(from.clone(), offset);
         assert!(before.is_none_or(|before| before <= offset), "OFF-2: {from} fell from {before:?} to {offset}");
     }
@@ -73,6 +81,23 @@ impl World {
         let ledger = Arc::new(Ledger::default());
         let rule = Arc::clone(&ledger);
         Self::ruled(partitions, ledger, Watched::new(move |from, offset| rule.on_commit(from, offset))).await
+    }
+
+    /// For commits that come before the calls: of them only that they do not fall is asked.
+    async fn ahead(keys: &str) -> Self {
+        Self::ahead_of(1, keys).await
+    }
+
+    /// The same, with these records in each partition.
+    async fn ahead_of(partitions: i32, keys: &str) -> Self {
+        let ledger = Arc::new(Ledger::default());
+        let rule = Arc::clone(&ledger);
+        let broker = Watched::new(move |from, offset| rule.rises(from, offset));
+        let world = Self::ruled(partitions, ledger, broker).await;
+        for partition in 0..partitions {
+            world.store(partition, keys, 1).await;
+        }
+        world
     }
 
     /// A topic of one partition whose commits keep to no rule.
@@ -86,7 +111,7 @@ impl World {
     async fn ruled(partitions: i32, ledger: Arc<Ledger>, broker: Watched) -> Self {
         let admin = broker.admin().expect("an admin");
         admin.create_topic(TOPIC, partitions, None).await.expect("the topic is made");
-        Self { broker, ledger }
+        Self { broker, ledger, bytes_max: usize::MAX }
     }
 
     /// A topic of one partition that holds records with these keys.
@@ -112,6 +137,16 @@ impl World {
     }
 
     fn join(&self, config: Config) -> Member {
+        self.join_as(config, Arc::default())
+    }
+
+    fn join_paused(&self, config: Config) -> Member {
+        let membership = Arc::<Membership>::default();
+        membership.pause(true);
+        self.join_as(config, membership)
+    }
+
+    fn join_as(&self, config: Config, membership: Arc<Membership>) -> Member {
         let (calls, received) = mpsc::unbounded_channel();
         let guest = Arc::new(Guest { calls, open: AtomicUsize::new(0), open_max: AtomicUsize::new(0) });
         let metrics = Metrics::new().handler("h");
@@ -120,11 +155,12 @@ impl World {
         let producer = self.broker.producer(&BTreeMap::new()).expect("a producer");
         let settler = Settler::new(producer, policy, letters, Arc::clone(&metrics));
         let handler = Arc::clone(&guest) as Arc<dyn Handler>;
-        let membership = Arc::<Membership>::default();
-        let group = Group::new(self.broker.clone(), config, handler, settler, Arc::clone(&metrics), membership);
+        let budget = Budget::new(self.bytes_max, Metrics::new().held_bytes());
+        let (broker, counted, place) = (self.broker.clone(), Arc::clone(&metrics), Arc::clone(&membership));
+        let group = Group::new(broker, config, handler, settler, counted, place, budget);
         let stop = CancellationToken::new();
         let task = tokio::spawn(group.run(stop.clone()));
-        Member { calls: received, guest, metrics, ledger: Arc::clone(&self.ledger), stop, task }
+        Member { calls: received, guest, metrics, membership, ledger: Arc::clone(&self.ledger), stop, task }
     }
 
     fn commits(&self, partition: i32) -> Vec<Offset> {
@@ -156,6 +192,7 @@ fn config() -> Config {
         subscription,
         guarantee: Guarantee::AtLeastOnce,
         order: Order::Key,
+        ahead_max: 4,
         bounds,
         concurrency: 4,
         call_deadline: FOR_EVER,
@@ -175,6 +212,7 @@ struct Member {
     calls: mpsc::UnboundedReceiver<Call>,
     guest: Arc<Guest>,
     metrics: Arc<HandlerMetrics>,
+    membership: Arc<Membership>,
     ledger: Arc<Ledger>,
     stop: CancellationToken,
     task: JoinHandle<()>,

@@ -99,6 +99,21 @@ async fn a_host_starts_with_all_of_its_handlers_or_with_none() {
     assert_eq!(world.fleet.check().await.expect("all is well"), ["a", "b", "c"]);
 }
 
+#[tokio::test]
+async fn a_paused_handler_stays_so_however_often_it_starts() {
+    let mut world = World::with(&guest(1)).await;
+    assert!(!world.running("h").membership.is_paused());
+    world.fleet.parts.pauses.set("h", true).expect("it is kept");
+    world.put("h/handler.toml", format!("{MANIFEST}concurrency = 2\n"));
+    world.follow().await;
+    assert!(world.running("h").membership.is_paused());
+    assert_eq!(world.metrics.handler("h").paused.get(), 1);
+    world.store(1).await;
+    world.fleet.parts.pauses.set("h", false).expect("it ends");
+    world.running("h").membership.pause(false);
+    world.committed("h", 1).await;
+}
+
 /// A handlers' folder and who follows it.
 struct World {
     home: TempDir,
@@ -122,8 +137,16 @@ impl World {
             secrets: BTreeMap::new(),
             producer: Arc::clone(&producer),
         };
-        let parts = Parts { broker: broker.clone(), producer, engine: engine(), backends, metrics: metrics.clone() };
         let home = tempfile::tempdir().expect("a folder");
+        let parts = Parts {
+            broker: broker.clone(),
+            producer,
+            engine: engine(),
+            backends,
+            metrics: metrics.clone(),
+            budget: Budget::new(usize::MAX, metrics.held_bytes()),
+            pauses: Arc::new(Pauses::new(&home.path().join(".state"))),
+        };
         let roster = Arc::<Roster>::default();
         let fleet = Fleet::new(home.path().to_owned(), parts, Arc::clone(&roster));
         Self { home, fleet, broker, roster, metrics, written: Cell::new(0) }

@@ -2,15 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use tokio_util::sync::CancellationToken;
-
-use crate::broker::{Admin, Broker};
+use crate::broker::Admin;
 use crate::config::manifest::HandlerSpec;
 use crate::settle::DeadLetters;
 
 /// What a handler does with a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Use {
+pub(super) enum Use {
     Reads,
     Produces,
     DeadLetters,
@@ -27,19 +25,7 @@ impl Use {
 }
 
 /// Looks for a handler's topics and logs which are missing. The handler runs meanwhile: topics may be made later.
-pub(super) async fn look<B: Broker>(broker: B, spec: HandlerSpec, dead_letters: DeadLetters, stop: CancellationToken) {
-    let look = async {
-        // The broker may be away, which others report.
-        let Ok(admin) = broker.admin() else { return };
-        missing(&*admin, &spec, &dead_letters).await;
-    };
-    tokio::select! {
-        () = look => {}
-        () = stop.cancelled() => {}
-    }
-}
-
-async fn missing(admin: &dyn Admin, spec: &HandlerSpec, dead_letters: &DeadLetters) {
+pub(super) async fn missing(admin: &dyn Admin, spec: &HandlerSpec, dead_letters: &DeadLetters) {
     for (topic, r#use) in uses(spec, dead_letters) {
         if matches!(admin.takes_records(&topic).await, Ok(false)) {
             tracing::warn!(
@@ -52,7 +38,8 @@ async fn missing(admin: &dyn Admin, spec: &HandlerSpec, dead_letters: &DeadLette
     }
 }
 
-fn uses(spec: &HandlerSpec, dead_letters: &DeadLetters) -> Vec<(String, Use)> {
+/// Every topic that a handler needs, and for what.
+pub(super) fn uses(spec: &HandlerSpec, dead_letters: &DeadLetters) -> Vec<(String, Use)> {
     let reads = &spec.consumer.subscription.topics;
     let letters: BTreeSet<_> = reads.iter().map(|topic| dead_letters.topic_for(topic)).collect();
     let reads = reads.iter().map(|topic| (topic.clone(), Use::Reads));

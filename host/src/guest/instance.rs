@@ -259,6 +259,7 @@ impl Setup {
             order: match self.order {
                 Order::Partition => types::Order::Partition,
                 Order::Key => types::Order::Key,
+                Order::Unordered => types::Order::Unordered,
             },
             attributes: &[],
         }

@@ -226,7 +226,7 @@ pub(super) fn sent(results: &[Sent], lines: Option<&[usize]>, retry_after: Durat
 fn single(result: &Sent) -> Body {
     match result {
         Ok(Position { partition, offset }) => {
-            Body { stored: Stored::Yes, partition: Some(*partition), offset: Some(*offset), ..Body::default() }
+            Body { stored: Stored::Yes, partition: known(*partition), offset: known(*offset), ..Body::default() }
         }
         Err(error) => Body { stored: stored(error), error: Some(explained(error)), ..Body::default() },
     }
@@ -249,12 +249,17 @@ fn batch(results: &[Sent], lines: &[usize]) -> Body {
 fn line_of(line: usize, result: &Sent) -> Line {
     match result {
         Ok(Position { partition, offset }) => {
-            Line { line, stored: Stored::Yes, partition: Some(*partition), offset: Some(*offset), error: None }
+            Line { line, stored: Stored::Yes, partition: known(*partition), offset: known(*offset), error: None }
         }
         Err(error) => {
             Line { line, stored: stored(error), partition: None, offset: None, error: Some(explained(error)) }
         }
     }
+}
+
+/// A number of a position, unless nobody said it ([`Position::UNKNOWN`]).
+fn known<T: PartialOrd + From<i8>>(number: T) -> Option<T> {
+    Some(number).filter(|number| *number >= T::from(0))
 }
 
 fn stored(error: &SendError) -> Stored {

@@ -117,6 +117,10 @@ pub(super) struct Families {
     pub(super) retries: Family<ByClass, Counter>,
     pub(super) dead_letters: Family<ByClass, Counter>,
     pub(super) dead_letter_failures: Family<ByHandler, Counter>,
+    pub(super) lost_records: Family<ByHandler, Counter>,
+    pub(super) skipped_offsets: Family<ByHandler, Counter>,
+    pub(super) paused: Family<ByHandler, Gauge>,
+    pub(super) hazards: Family<ByKind, Gauge>,
     pub(super) stale_acknowledgements: Family<ByHandler, Counter>,
     pub(super) commits: Family<ByResult, Counter>,
     pub(super) committed: Family<ByPartition, Gauge>,
@@ -190,6 +194,25 @@ impl Families {
                 None,
                 "Dead letters that could not be written yet; the partition waits",
             ),
+            lost_records: counter(
+                r,
+                "settle_lost",
+                Some(records()),
+                "Records that were committed ahead, as at most once wants it, and whose calls did not end",
+            ),
+            skipped_offsets: counter(
+                r,
+                "receive_skipped_offsets",
+                None,
+                "Offsets that were deleted before this handler has read them",
+            ),
+            hazards: gauge(
+                r,
+                "receive_hazards",
+                None,
+                "What is going to hurt if nobody mends it, by kind; the log has a WARN with each",
+            ),
+            paused: gauge(r, "admit_paused", None, "1 while an operator has paused the handler"),
             stale_acknowledgements: counter(
                 r,
                 "settle_stale_acknowledgements",
@@ -223,6 +246,29 @@ impl Families {
             rollbacks: counter(r, "guest_rollbacks", None, "Times that an operator went back to the revision before"),
             live: gauge(r, "guest_live", None, "1 for the revision that takes new records, 0 for earlier ones"),
         }
+    }
+}
+
+/// Bytes that the host has received and not settled.
+#[derive(Debug, Clone)]
+pub struct HeldBytes(Gauge);
+
+impl HeldBytes {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let held = Gauge::default();
+        let help = "Bytes of all handlers that were received and are not settled; `handlers.bytes_max` bounds them";
+        registry.register_with_unit("admit_held", help, Unit::Bytes, held.clone());
+        Self(held)
+    }
+
+    /// More are held.
+    pub(crate) fn add(&self, bytes: usize) {
+        self.0.inc_by(bytes as i64);
+    }
+
+    /// Fewer are.
+    pub(crate) fn give_back(&self, bytes: usize) {
+        self.0.dec_by(bytes as i64);
     }
 }
 

@@ -8,6 +8,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
+use tidemill_core::hazards::Hazard;
 use tidemill_core::record::TopicPartition;
 use tidemill_core::retry::Class;
 
@@ -118,6 +119,12 @@ pub struct HandlerMetrics {
     pub outputs: Counter,
     /// Dead letters that could not be written yet.
     pub dead_letter_failures: Counter,
+    /// Records that were committed ahead and whose calls did not end.
+    pub lost_records: Counter,
+    /// Offsets that were deleted before they were read.
+    pub skipped_offsets: Counter,
+    /// 1 while an operator has paused it.
+    pub paused: Gauge,
     /// Results of an earlier assignment that were dropped.
     pub stale_acknowledgements: Counter,
     /// Revisions that went live after the first.
@@ -126,6 +133,7 @@ pub struct HandlerMetrics {
     pub rejected_loads: Counter,
     /// Times that an operator went back.
     pub rollbacks: Counter,
+    hazards: [Gauge; Hazard::KINDS.len()],
     retries: [Counter; CLASSES.len()],
     dead_letters: [Counter; CLASSES.len()],
     rebalances: [Counter; REBALANCES.len()],
@@ -156,10 +164,15 @@ impl HandlerMetrics {
             in_flight: f.in_flight.get_or_create_owned(&handler()),
             outputs: f.outputs.get_or_create_owned(&handler()),
             dead_letter_failures: f.dead_letter_failures.get_or_create_owned(&handler()),
+            lost_records: f.lost_records.get_or_create_owned(&handler()),
+            skipped_offsets: f.skipped_offsets.get_or_create_owned(&handler()),
+            paused: f.paused.get_or_create_owned(&handler()),
             stale_acknowledgements: f.stale_acknowledgements.get_or_create_owned(&handler()),
             swaps: f.swaps.get_or_create_owned(&handler()),
             rejected_loads: f.rejected_loads.get_or_create_owned(&handler()),
             rollbacks: f.rollbacks.get_or_create_owned(&handler()),
+            hazards: Hazard::KINDS
+                .map(|kind| f.hazards.get_or_create_owned(&ByKind { handler: Arc::clone(&name), kind })),
             retries: CLASSES.map(|it| f.retries.get_or_create_owned(&class(it))),
             dead_letters: CLASSES.map(|it| f.dead_letters.get_or_create_owned(&class(it))),
             rebalances: REBALANCES
@@ -186,6 +199,15 @@ impl HandlerMetrics {
     /// Records that the dead-letter topic has acknowledged.
     pub fn dead_letters(&self, class: Class) -> &Counter {
         &self.dead_letters[class as usize]
+    }
+
+    /// What is going to hurt, by the name of its kind.
+    ///
+    /// # Panics
+    /// When there is no such kind.
+    pub fn hazards(&self, kind: &str) -> &Gauge {
+        let at = Hazard::KINDS.iter().position(|known| *known == kind).expect("a hazard's kind is one of its kinds");
+        &self.hazards[at]
     }
 
     /// Changes of the assignment.
@@ -279,6 +301,8 @@ impl HandlerMetrics {
             &f.attempts,
             &f.outputs,
             &f.dead_letter_failures,
+            &f.lost_records,
+            &f.skipped_offsets,
             &f.stale_acknowledgements,
             &f.swaps,
             &f.rejected_loads,
@@ -288,6 +312,7 @@ impl HandlerMetrics {
             remove(family, &handler);
         }
         remove(&f.in_flight, &handler);
+        remove(&f.paused, &handler);
         for class in CLASSES {
             let labels = ByClass { handler: Arc::clone(&self.name), class: class.name() };
             remove(&f.retries, &labels);
@@ -295,6 +320,9 @@ impl HandlerMetrics {
         }
         for kind in REBALANCES {
             remove(&f.rebalances, &ByKind { handler: Arc::clone(&self.name), kind });
+        }
+        for kind in Hazard::KINDS {
+            remove(&f.hazards, &ByKind { handler: Arc::clone(&self.name), kind });
         }
         for result in COMMIT_RESULTS {
             remove(&f.commits, &ByResult { handler: Arc::clone(&self.name), result });

@@ -70,6 +70,28 @@ async fn a_call_that_failed_as_a_whole_blames_a_record_only_when_it_was_alone() 
 }
 
 #[tokio::test]
+async fn at_most_once_each_outcome_stands_and_what_failed_is_a_dead_letter_at_once() {
+    let world = World::new(vec![Err(SendError::Unknown("time-out".to_owned())), Ok(AT)]);
+    let outcomes = vec![retry(true), ack(1), Outcome::Untouched, ack(1)];
+    let verdicts = world.settle_once("a a a a", Ok(outcomes)).await;
+    assert_eq!(verdicts, [Verdict::Settled, Verdict::Settled, Verdict::Untouched, Verdict::Settled]);
+    assert_eq!(world.sent(), ["out", "out", "in.dlq", "in.dlq"], "the retry, and whose output may not be stored");
+}
+
+#[tokio::test]
+async fn at_most_once_a_call_that_failed_as_a_whole_is_a_dead_letter_for_each_unless_the_guest_never_had_it() {
+    let failed = |class| Err(CallError { class, detail: "it failed".to_owned() });
+    for class in [Class::Trap, Class::Deadline, Class::Unavailable] {
+        let world = World::new(vec![]);
+        assert_eq!(world.settle_once("a a", failed(class)).await, [Verdict::Settled; 2]);
+        assert_eq!(world.sent(), ["in.dlq", "in.dlq"]);
+    }
+    let world = World::new(vec![]);
+    let verdicts = world.settle_once("a a", failed(Class::HostShortage)).await;
+    assert!(matches!(verdicts[..], [Verdict::Retry { charge: false, .. }, Verdict::Untouched]), "{verdicts:?}");
+}
+
+#[tokio::test]
 async fn a_shortage_of_the_host_is_nobodys_fault() {
     let world = World::new(vec![]);
     let short = Err(CallError { class: Class::HostShortage, detail: "no instance".to_owned() });
@@ -192,6 +214,11 @@ impl World {
 
     async fn settle(&self, keys: &str, outcomes: Result<Vec<Outcome>, CallError>) -> Vec<Verdict> {
         self.settler.settle(&attempt(keys), called(outcomes)).await.verdicts
+    }
+
+    async fn settle_once(&self, keys: &str, outcomes: Result<Vec<Outcome>, CallError>) -> Vec<Verdict> {
+        let attempt = Attempt { guarantee: Guarantee::AtMostOnce, ..attempt(keys) };
+        self.settler.settle(&attempt, called(outcomes)).await.verdicts
     }
 
     fn letters(&self) -> Vec<Outgoing> {

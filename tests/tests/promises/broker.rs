@@ -46,6 +46,7 @@ fn broker(servers: &str, consumer: &[(&str, &str)]) -> Kafka {
         properties: own(&[("bootstrap.servers", servers)]),
         consumer: own(consumer),
         producer: BTreeMap::new(),
+        topics: BTreeMap::new(),
     };
     Kafka::new(config).expect("the configuration is good")
 }

@@ -2,12 +2,40 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
-use tests::client::Load;
+use anyhow::{Result, ensure};
+use serde_json::json;
+use tests::client::{Load, post_one};
+use tests::host::Setup;
 use tests::scenario::Scenario;
-use tests::servers;
+use tests::{names, servers, topics};
+use xtask::lab::wait;
 
 const DEADLINE: Duration = Duration::from_secs(120);
+
+#[test]
+fn topics_may_want_weaker_acknowledgements_and_what_that_costs_is_said() -> Result<()> {
+    let _machine = servers::in_company();
+    let (bootstrap, none, leader) = (servers::kafka(), names::unique("none"), names::unique("leader"));
+    topics::create(&bootstrap, &none, 1)?;
+    topics::create(&bootstrap, &leader, 1)?;
+    let weaker = format!("\n[broker.topics.\"{none}\"]\nacks = 0\n[broker.topics.\"{leader}\"]\nacks = 1\n");
+    let host = Setup::on_kafka(&bootstrap, &[&none, &leader]).with(&weaker).start()?;
+    for number in 0..20 {
+        let (status, answer) = post_one(&host.ingest()?, &none, &[], b"x")?;
+        assert_eq!(
+            (status, &answer["stored"], &answer["offset"]),
+            (200, &json!("yes"), &json!(null)),
+            "nobody says where"
+        );
+        let (status, answer) = post_one(&host.ingest()?, &leader, &[], b"x")?;
+        assert_eq!((status, &answer["offset"]), (200, &json!(number)));
+    }
+    for topic in [&none, &leader] {
+        ensure!(host.log().contains(&format!("records for `{topic}` count as stored once")), "the cost is said");
+        wait::until("the records", DEADLINE, || Ok((topics::ends(&bootstrap, topic)? == [20]).then_some(())))?;
+    }
+    Ok(())
+}
 
 #[test]
 fn ingest_alone_keeps_accepting_while_no_handler_runs() -> Result<()> {

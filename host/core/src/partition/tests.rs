@@ -7,6 +7,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::record::ChunkBuilder;
 
+mod at_most_once;
+
 const BOUNDS: Bounds = Bounds {
     call_records_max: 1,
     call_bytes_max: 1 << 20,
@@ -65,6 +67,71 @@ fn partition_order_runs_one_call_at_a_time() {
             done 4   -> commit 5
         "#]],
     );
+}
+
+#[test]
+fn unordered_records_wait_for_none() {
+    check(
+        Order::Unordered,
+        Bounds { calls_max: 3, ..BOUNDS },
+        "recv 1 a, recv 2 a, recv 3 -, recv 4 a, retry 2 50, done 3, done 1, done 4, at 50, done 2",
+        expect![[r#"
+            recv 1 a   -> invoke 1
+            recv 2 a   -> invoke 2
+            recv 3 -   -> invoke 3
+            recv 4 a   ->
+            retry 2 50 -> invoke 4
+            done 3     ->
+            done 1     -> commit 2
+            done 4     ->
+            at 50      -> invoke 2
+            done 2     -> commit 5
+        "#]],
+    );
+}
+
+#[test]
+fn a_paused_partition_starts_nothing_and_goes_on_where_it_stood() {
+    check(
+        Order::Key,
+        BOUNDS,
+        "recv 1 a, recv 2 a, pause, done 1, resume, done 2",
+        expect![[r#"
+            recv 1 a -> invoke 1
+            recv 2 a ->
+            pause    ->
+            done 1   -> commit 2
+            resume   -> invoke 2
+            done 2   -> commit 3
+        "#]],
+    );
+}
+
+#[test]
+fn a_paused_partition_is_given_back_without_another_call() {
+    check(
+        Order::Key,
+        BOUNDS,
+        "recv 1 a, recv 2 a, recv 3 b, done 3, pause, revoke, done 1",
+        expect![[r#"
+            recv 1 a -> invoke 1
+            recv 2 a ->
+            recv 3 b -> invoke 3
+            done 3   ->
+            pause    ->
+            revoke   ->
+            done 1   -> commit 2, drained
+        "#]],
+    );
+}
+
+#[test]
+fn a_paused_partition_takes_nothing_in() {
+    let mut partition = Partition::new(Order::Key, BOUNDS);
+    partition.on(Duration::ZERO, Event::Paused(true), &mut Vec::new());
+    assert_eq!(partition.room(), 0);
+    partition.on(Duration::ZERO, Event::Paused(false), &mut Vec::new());
+    assert_eq!(partition.room(), BOUNDS.records_max);
 }
 
 #[test]
@@ -234,7 +301,11 @@ fn a_full_partition_takes_no_more_until_the_frontier_moves() {
 /// Replays a story, one step a line, and compares what was decided.
 #[track_caller]
 fn check(order: Order, bounds: Bounds, story: &str, expected: Expect) {
-    let mut partition = Partition::new(order, bounds);
+    check_on(Partition::new(order, bounds), story, expected);
+}
+
+#[track_caller]
+fn check_on(mut partition: Partition, story: &str, expected: Expect) {
     let mut replay = Story::default();
     let steps: Vec<&str> = story.split(", ").collect();
     let width = steps.iter().map(|step| step.len()).max().unwrap_or(0);
@@ -270,6 +341,9 @@ impl Story {
                 Event::Timer
             }
             "revoke" => Event::Revoked,
+            "commit" => Event::Committed(words[1].parse().expect("offset")),
+            "pause" => Event::Paused(true),
+            "resume" => Event::Paused(false),
             other => panic!("no such step: {other}"),
         };
         let mut actions = Vec::new();
@@ -336,27 +410,31 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn order() -> impl Strategy<Value = Order> {
+    prop_oneof![Just(Order::Key), Just(Order::Partition), Just(Order::Unordered)]
+}
+
 proptest! {
     /// OFF-1 to OFF-3, LANE-1 and LANE-2 under random stories, against a list of what was received and settled.
     #[test]
     fn keeps_its_invariants_in_any_story(
-        by_key in any::<bool>(),
+        order in order(),
         call_records_max in 1_usize..6,
         calls_max in 1_usize..5,
         steps in prop::collection::vec(step(), 1..150),
     ) {
-        Model::after(by_key, call_records_max, calls_max, steps).finish();
+        Model::after(order, call_records_max, calls_max, steps).finish();
     }
 
     /// DRAIN-1: what was settled when a revoked partition is drained is committed, unless a failure is in between.
     #[test]
     fn leaves_no_settled_record_uncommitted_when_it_is_revoked(
-        by_key in any::<bool>(),
+        order in order(),
         call_records_max in 1_usize..6,
         calls_max in 1_usize..5,
         steps in prop::collection::vec(step(), 1..150),
     ) {
-        Model::after(by_key, call_records_max, calls_max, steps).revoke();
+        Model::after(order, call_records_max, calls_max, steps).revoke();
     }
 }
 
@@ -392,8 +470,7 @@ impl Default for Model {
 }
 
 impl Model {
-    fn after(by_key: bool, call_records_max: usize, calls_max: usize, steps: Vec<Step>) -> Self {
-        let order = if by_key { Order::Key } else { Order::Partition };
+    fn after(order: Order, call_records_max: usize, calls_max: usize, steps: Vec<Step>) -> Self {
         let bounds = Bounds { call_records_max, calls_max, records_max: 40, span_max: 60, ..BOUNDS };
         let mut model = Model { partition: Partition::new(order, bounds), order, ..Model::default() };
         for step in steps {
@@ -453,8 +530,12 @@ impl Model {
         verdicts
     }
 
-    fn lane(&self, offset: Offset) -> u8 {
-        if self.order == Order::Key { self.keys[&offset] } else { 0 }
+    fn lane(&self, offset: Offset) -> Offset {
+        match self.order {
+            Order::Key => Offset::from(self.keys[&offset]),
+            Order::Partition => 0,
+            Order::Unordered => offset,
+        }
     }
 
     fn on(&mut self, event: Event) {

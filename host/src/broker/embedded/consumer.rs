@@ -1,6 +1,7 @@
 //! A group member of the embedded log, and its readers.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -27,6 +28,8 @@ pub struct EmbeddedReader {
     partition: Arc<Partition>,
     /// The next offset to be read.
     position: Offset,
+    /// What was deleted before it was read, until the caller asks for it.
+    skipped: Option<Range<Offset>>,
     end: watch::Receiver<Offset>,
     /// A read that a dropped call began. Its result is taken by the next call with the same bounds.
     begun: Option<Begun>,
@@ -70,10 +73,8 @@ impl EmbeddedConsumer {
                 Ok(Some(begin.unwrap_or(start).max(start)))
             }
             (Some(committed), _) => {
-                if committed < start {
-                    tracing::warn!(partition = %name, committed, start, "records were deleted before this group read them");
-                }
-                Ok(Some(committed.max(start)))
+                // What was deleted meanwhile is found, and told, with the first read.
+                Ok(Some(committed))
             }
             (None, Some(begin)) => {
                 // The group has a place from now on, so that it skips nothing if this host ends before it commits.
@@ -132,7 +133,8 @@ impl Consumer for EmbeddedConsumer {
             };
             if let Some(position) = begin {
                 let (log, end) = (Arc::clone(&self.log), partition.watch());
-                let reader = EmbeddedReader { log, name: name.clone(), partition, position, end, begun: None };
+                let reader =
+                    EmbeddedReader { log, name: name.clone(), partition, position, skipped: None, end, begun: None };
                 readers.push((name.clone(), reader));
             }
         }
@@ -198,6 +200,10 @@ impl Reader for EmbeddedReader {
         }
     }
 
+    fn skipped(&mut self) -> Option<Range<Offset>> {
+        self.skipped.take()
+    }
+
     fn end_offset(&self) -> Option<Offset> {
         Some((*self.end.borrow()).max(self.position))
     }
@@ -226,9 +232,10 @@ impl EmbeddedReader {
         found
     }
 
-    fn note_gap(&self, next: Offset) {
+    fn note_gap(&mut self, next: Offset) {
         if next > self.position {
-            tracing::warn!(partition = %self.name, from = self.position, to = next, "records were deleted before they were read");
+            let from = self.skipped.take().map_or(self.position, |before| before.start);
+            self.skipped = Some(from..next);
         }
     }
 }

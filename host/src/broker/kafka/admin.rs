@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
@@ -22,7 +22,7 @@ use super::ends::ends;
 use super::errors::{self, code_of};
 use super::ffi::{Native, Queue, Topic};
 use super::listener::Listener;
-use crate::broker::{Admin, BrokerError, Committed, PartitionInfo, TopicInfo};
+use crate::broker::{Admin, BrokerError, Committed, PartitionInfo, TopicInfo, TopicSettings};
 
 /// How long one call may take.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -117,6 +117,31 @@ impl Admin for KafkaAdmin {
             }
         }
         .boxed()
+    }
+
+    fn settings<'a>(&'a self, topic: &'a str) -> BoxFuture<'a, Result<Option<TopicSettings>, BrokerError>> {
+        async move {
+            let options = AdminOptions::new().request_timeout(Some(DEADLINE));
+            let asked = self.making.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await;
+            let found = asked.map_err(|error| self.failed(topic, &error))?.into_iter().next();
+            let found = found.ok_or_else(|| BrokerError::NoSuchTopic(topic.to_owned()))?;
+            let found = found.map_err(|code| errors::of_topic(code, topic, &code.to_string()))?;
+            let number = |name: &str| found.get(name).and_then(|entry| entry.value.as_deref()?.parse::<u64>().ok());
+            let deletes = found.get("cleanup.policy").and_then(|entry| entry.value.as_deref());
+            let deletes = deletes.is_none_or(|policy| policy.contains("delete"));
+            Ok(Some(TopicSettings {
+                in_sync_min: number("min.insync.replicas").and_then(|replicas| usize::try_from(replicas).ok()),
+                // Without a bound they are -1, which is no such number.
+                age_max: number("retention.ms").filter(|_| deletes).map(Duration::from_millis),
+                bytes_max: number("retention.bytes").filter(|_| deletes),
+            }))
+        }
+        .boxed()
+    }
+
+    fn members<'a>(&'a self, group: &'a str) -> BoxFuture<'a, Result<Option<usize>, BrokerError>> {
+        let group = group.to_owned();
+        self.ask(move |asking| asking.members(&group))
     }
 
     fn offsets_for_time(&self, topic: &str, millis: i64) -> BoxFuture<'_, Result<Vec<(i32, Offset)>, BrokerError>> {
@@ -245,6 +270,13 @@ impl Asking {
             _ => Ok((found.partition(), None)),
         });
         sorted(each.collect())
+    }
+
+    /// Groups of the newer protocol are not told of here: they look as if they had no members.
+    fn members(&self, group: &str) -> Result<Option<usize>, BrokerError> {
+        let found = self.client.0.fetch_group_list(Some(group), DEADLINE).map_err(|error| failed("", &error))?;
+        let members = found.groups().iter().find(|found| found.name() == group).map(|found| found.members().len());
+        Ok(members.filter(|members| *members > 0))
     }
 
     fn read(&self, topic: &str, partition: i32, from: Offset, records_max: usize) -> Result<Chunk, BrokerError> {

@@ -23,6 +23,56 @@ pub struct Config {
     /// For producers, over `properties`.
     #[serde(default, deserialize_with = "units::properties")]
     pub producer: BTreeMap<String, String>,
+    /// What is said of single topics that this host writes to.
+    #[serde(default)]
+    pub topics: BTreeMap<String, TopicConfig>,
+}
+
+/// What is said of one topic.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopicConfig {
+    /// When its records count as stored.
+    pub acks: Acks,
+}
+
+/// When a record counts as stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(try_from = "AcksKey")]
+pub enum Acks {
+    /// Once it is sent.
+    None,
+    /// Once its leader has it.
+    Leader,
+    /// Once all in-sync replicas have it.
+    #[default]
+    All,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "write acks = 0, acks = 1 or acks = \"all\"")]
+enum AcksKey {
+    Number(i64),
+    Text(String),
+}
+
+impl TryFrom<AcksKey> for Acks {
+    type Error = String;
+
+    fn try_from(key: AcksKey) -> Result<Self, String> {
+        let text = match key {
+            AcksKey::Number(number) => number.to_string(),
+            AcksKey::Text(text) => text,
+        };
+        match text.as_str() {
+            "0" => Ok(Self::None),
+            "1" => Ok(Self::Leader),
+            "all" | "-1" => Ok(Self::All),
+            other => {
+                Err(format!("`{other}` is no kind of acknowledgement; write acks = 0, acks = 1 or acks = \"all\""))
+            }
+        }
+    }
 }
 
 /// Ours under the operator's, for all clients.
@@ -119,7 +169,28 @@ impl Config {
     pub(super) fn check(&self) -> Result<(), BrokerError> {
         check_native(&self.client()?)?;
         check_native(&self.layered(CONSUMER_DEFAULTS, &[&self.consumer], CONSUMER_OWNED)?)?;
-        check_native(&self.producer(&BTreeMap::new())?)
+        check_native(&self.producer(&BTreeMap::new(), Acks::All)?)
+    }
+
+    /// The topics whose records count as stored so.
+    pub(super) fn topics_with(&self, acks: Acks) -> impl Iterator<Item = &str> {
+        self.topics.iter().filter(move |(_, topic)| topic.acks == acks).map(|(name, _)| name.as_str())
+    }
+
+    /// What weaker acknowledgements cost, for each topic that has them.
+    pub fn costs(&self) -> Vec<String> {
+        let cost = |(name, topic): (&String, &TopicConfig)| match topic.acks {
+            Acks::None => Some(format!(
+                "records for `{name}` count as stored once they are sent (acks = 0): each may be lost without a word, while \
+                 its source is committed or its client told that it is stored"
+            )),
+            Acks::Leader => Some(format!(
+                "records for `{name}` count as stored once its leader has them (acks = 1): the last ones are lost when that \
+                 broker fails before another has copied them, and one that is sent again may be there twice"
+            )),
+            Acks::All => None,
+        };
+        self.topics.iter().filter_map(cost).collect()
     }
 
     /// For clients that neither consume in a group nor produce.
@@ -141,8 +212,22 @@ impl Config {
     }
 
     /// For one producer.
-    pub(super) fn producer(&self, properties: &BTreeMap<String, String>) -> Result<ClientConfig, BrokerError> {
-        let client = self.layered(PRODUCER_DEFAULTS, &[&self.producer, properties], PRODUCER_OWNED)?;
+    pub(super) fn producer(
+        &self,
+        properties: &BTreeMap<String, String>,
+        acks: Acks,
+    ) -> Result<ClientConfig, BrokerError> {
+        let mut client = self.layered(PRODUCER_DEFAULTS, &[&self.producer, properties], PRODUCER_OWNED)?;
+        let weaker = match acks {
+            Acks::None => Some("0"),
+            Acks::Leader => Some("1"),
+            Acks::All => None,
+        };
+        if let Some(acks) = weaker {
+            // Without idempotence only one request at a time keeps the order when one is sent again.
+            let single = "max.in.flight.requests.per.connection";
+            client.set("acks", acks).set("enable.idempotence", "false").set(single, "1");
+        }
         check_native(&client)?;
         Ok(client)
     }
@@ -243,6 +328,7 @@ impl fmt::Debug for Config {
             .field("properties", &shown(&self.properties))
             .field("consumer", &shown(&self.consumer))
             .field("producer", &shown(&self.producer))
+            .field("topics", &self.topics)
             .finish()
     }
 }
@@ -266,7 +352,7 @@ mod tests {
             "[properties]\n'bootstrap.servers' = 'a:1'\n'linger.ms' = 7\n'socket.keepalive.enable' = true\n\
              [producer]\n'linger.ms' = 8\n[consumer]\n'queued.min.messages' = 5",
         );
-        let producer = config.producer(&BTreeMap::from([("batch.size".to_owned(), "9".to_owned())]));
+        let producer = config.producer(&BTreeMap::from([("batch.size".to_owned(), "9".to_owned())]), Acks::All);
         let producer = producer.expect("it is allowed");
         let of = |key| producer.get(key).unwrap_or("-").to_owned();
         let keys = ["linger.ms", "batch.size", "acks", "partitioner", "queued.min.messages", "socket.keepalive.enable"];
@@ -332,6 +418,23 @@ mod tests {
                 .contains("can only be `cooperative-sticky`")
         );
         assert!(toml::from_str::<Config>("[propertys]").is_err());
+    }
+
+    #[test]
+    fn weaker_acknowledgements_are_a_topics_own_and_their_cost_is_said() {
+        let servers = "[properties]\n'bootstrap.servers' = 'a:1'\n";
+        let config =
+            config(&format!("{servers}[topics.a]\nacks = 0\n[topics.b]\nacks = '1'\n[topics.c]\nacks = 'all'"));
+        assert_eq!(config.topics_with(Acks::None).collect::<Vec<_>>(), ["a"]);
+        let weak = config.producer(&BTreeMap::new(), Acks::Leader).expect("it is allowed");
+        let of = |key| weak.get(key).unwrap_or("-").to_owned();
+        let keys = ["acks", "enable.idempotence", "max.in.flight.requests.per.connection", "partitioner"];
+        assert_eq!(keys.map(of), ["1", "false", "1", "murmur2_random"]);
+        let costs = config.costs();
+        assert!(costs.len() == 2 && costs[0].contains("`a`") && costs[1].contains("`b`"), "{costs:?}");
+        let wrong =
+            toml::from_str::<Config>(&format!("{servers}[topics.a]\nacks = 2")).expect_err("there is no such kind");
+        assert!(wrong.message().contains("write acks = 0, acks = 1 or acks = \"all\""), "{wrong}");
     }
 
     #[test]

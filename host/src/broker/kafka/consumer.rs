@@ -39,6 +39,10 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 pub struct KafkaConsumer {
     client: Arc<Client>,
     start_at: StartAt,
+    topics: Vec<String>,
+    /// For a start at the next record: how many partitions each topic had when this member joined. Those that came later are
+    /// read from their beginning, and so is a topic that was not there.
+    joined_with: Option<BTreeMap<String, i32>>,
     events: mpsc::Receiver<ConsumerEvent>,
     leave: LeaveOnDrop,
     /// Resolves when the thread has left the group and ended.
@@ -71,7 +75,8 @@ impl KafkaConsumer {
                 let _unheard = end.send(());
             })
             .map_err(|error| BrokerError::Unavailable(format!("no thread for the consumer: {error}")))?;
-        Ok(Self { client, start_at: subscription.start_at, events, leave: LeaveOnDrop(closing), ended })
+        let (start_at, topics) = (subscription.start_at, subscription.topics.clone());
+        Ok(Self { client, start_at, topics, joined_with: None, events, leave: LeaveOnDrop(closing), ended })
     }
 
     /// Where partitions begin: at their committed offsets. The library would find those, too, but not tell them, and how
@@ -79,7 +84,7 @@ impl KafkaConsumer {
     ///
     /// For a start at the next record the end is fixed and committed at once: otherwise the group would skip what is
     /// written until its first commit, at each rebalance again.
-    async fn places(&self, partitions: &[TopicPartition]) -> Result<TopicPartitionList, BrokerError> {
+    async fn places(&mut self, partitions: &[TopicPartition]) -> Result<TopicPartitionList, BrokerError> {
         let unknown = list(partitions.iter().map(|partition| (partition, Place::Invalid)))?;
         let client = Arc::clone(&self.client);
         if self.start_at == StartAt::Earliest {
@@ -91,7 +96,18 @@ impl KafkaConsumer {
             // Without an answer the library looks by itself, for as long as it takes.
             return Ok(committed.await.unwrap_or(unknown));
         }
-        let (places, fresh) = blocking(move || find_places(&client, unknown)).await?;
+        let joined_with = match &self.joined_with {
+            Some(joined_with) => joined_with.clone(),
+            None => {
+                let (client, topics) = (Arc::clone(&self.client), self.topics.clone());
+                let counted = blocking(move || count_partitions(&client, &topics)).await?;
+                self.joined_with.insert(counted).clone()
+            }
+        };
+        if partitions.is_empty() {
+            return Ok(unknown);
+        }
+        let (places, fresh) = blocking(move || find_places(&client, unknown, &joined_with)).await?;
         if fresh.count() > 0 {
             let kept = match self.client.commit(&fresh) {
                 Ok(commit) => commit.answer().await,
@@ -194,7 +210,7 @@ impl Consumer for KafkaConsumer {
     }
 
     async fn close(self) {
-        let Self { client, leave, ended, events, start_at: _ } = self;
+        let Self { client, leave, ended, events, .. } = self;
         drop((leave, client, events));
         if timeout(CLOSE_DEADLINE, ended).await.is_err() {
             // The thread goes on trying; the broker forgets the member when its session ends.
@@ -203,10 +219,23 @@ impl Consumer for KafkaConsumer {
     }
 }
 
+/// How many partitions each of these topics has; one that is not there has none.
+fn count_partitions(client: &Client, topics: &[String]) -> Result<BTreeMap<String, i32>, BrokerError> {
+    let mut counted = BTreeMap::new();
+    for name in topics {
+        let metadata = client.consumer.fetch_metadata(Some(name), PLACE_DEADLINE);
+        let metadata = metadata.map_err(|error| client.unavailable(code_of(&error)))?;
+        let found = metadata.topics().iter().find(|topic| topic.name() == name);
+        counted.insert(name.clone(), found.map_or(0, |topic| topic.partitions().len() as i32));
+    }
+    Ok(counted)
+}
+
 /// The places of a group that starts at the next record, and those among them that it did not have before.
 fn find_places(
     client: &Client,
     wanted: TopicPartitionList,
+    joined_with: &BTreeMap<String, i32>,
 ) -> Result<(TopicPartitionList, TopicPartitionList), BrokerError> {
     let deadline = Instant::now() + PLACE_DEADLINE;
     let committed = client.consumer.committed_offsets(wanted, PLACE_DEADLINE);
@@ -217,8 +246,9 @@ fn find_places(
         let mut place = found.offset();
         if !matches!(place, Place::Offset(_)) {
             let found = ends(client.consumer.client(), topic, partition, deadline);
-            let (_, end) = found.map_err(|code| client.failed(code, topic))?;
-            place = Place::Offset(end);
+            let (start, end) = found.map_err(|code| client.failed(code, topic))?;
+            let is_new = joined_with.get(topic).is_none_or(|partitions| partition >= *partitions);
+            place = Place::Offset(if is_new { start } else { end });
             add(&mut fresh, topic, partition, place)?;
         }
         add(&mut places, topic, partition, place)?;

@@ -63,7 +63,7 @@ pub(super) fn outcome(record: &Outgoing, report: Option<Report>) -> Result<Posit
         return Err(SendError::Unknown("the producer has no report of it".into()));
     };
     match (code, persistence) {
-        (Code::NoError, _) => Ok(Position { partition, offset }),
+        (Code::NoError, _) => Ok(Position { partition, offset: offset.max(Position::UNKNOWN) }),
         (_, Persistence::No) => Err(refused(record, code)),
         (_, Persistence::Possible | Persistence::Yes) => Err(SendError::Unknown(code.to_string())),
     }

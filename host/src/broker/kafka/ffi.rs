@@ -192,13 +192,14 @@ impl Drop for Queue {
     }
 }
 
-/// One past the last record of a partition, as the last fetch told it.
-pub(super) fn known_end(client: &dyn Native, topic: &CStr, partition: i32) -> Option<Offset> {
+/// The oldest kept offset of a partition and the next to be written, each as the last fetch told it.
+pub(super) fn known_ends(client: &dyn Native, topic: &CStr, partition: i32) -> (Option<Offset>, Option<Offset>) {
     let (mut low, mut high) = (-1, -1);
     // SAFETY: the client lives; the topic's text is read during the call; the offsets are written.
     let answer =
         unsafe { rd::rd_kafka_get_watermark_offsets(client.native(), topic.as_ptr(), partition, &mut low, &mut high) };
-    (Code::from(answer) == Code::NoError && high >= 0).then_some(high)
+    let known = |offset: Offset| (Code::from(answer) == Code::NoError && offset >= 0).then_some(offset);
+    (known(low), known(high))
 }
 
 /// What a queue of events tells.

@@ -20,8 +20,11 @@ use super::errors::outcome;
 use super::ffi::Batch;
 use crate::broker::{BrokerError, Outgoing, Position, Producer, SendError, WhenFull};
 
+mod by_topic;
 mod client;
 pub(super) mod transactions;
+
+pub(super) use self::by_topic::ByTopic;
 
 /// How long a caller that waits for room listens to one client, which another may have replaced meanwhile.
 const ROOM_INTERVAL: Duration = Duration::from_secs(1);

@@ -1,15 +1,17 @@
 //! Reads one partition from its own queue, in batches, into chunks.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rdkafka::error::RDKafkaErrorCode as Code;
 use tidemill_core::record::{Chunk, ChunkBuilder, Offset, TopicPartition};
+use tokio::sync::mpsc;
 
 use super::errors;
 use super::ffi::{self, Native, Queue};
-use crate::broker::{BrokerError, Reader};
+use crate::broker::{BrokerError, ConsumerEvent, Reader};
 
 /// Bytes of one chunk; a larger record still comes alone. Memory of this size is used again while it is warm: with half a
 /// mebibyte, up to a third of the CPU of a pipeline went into clearing new pages. And a record that waits keeps no more than this.
@@ -31,6 +33,10 @@ pub struct PartitionReader {
     next: Offset,
     /// Where the group stood when it was assigned; `None` where it has committed nothing.
     start: Option<Offset>,
+    /// What was deleted before it was read, until the caller asks for it.
+    skipped: Option<Range<Offset>>,
+    /// Where the member is told that it has to begin anew.
+    events: mpsc::Sender<ConsumerEvent>,
     /// What a record weighed of late: the library takes by count, and the caller bounds by bytes, too.
     usual_bytes: usize,
 }
@@ -42,9 +48,11 @@ impl PartitionReader {
         queue: Queue,
         ours: Arc<AtomicBool>,
         start: Option<Offset>,
+        events: mpsc::Sender<ConsumerEvent>,
     ) -> Result<Self, BrokerError> {
         let topic = CString::new(&*of.topic).map_err(|_| BrokerError::NoSuchTopic(of.topic.to_string()))?;
-        Ok(Self { client, topic, of: of.clone(), queue, ours, next: 0, start, usual_bytes: FIRST_GUESS_BYTES })
+        let (of, usual_bytes) = (of.clone(), FIRST_GUESS_BYTES);
+        Ok(Self { client, topic, of, queue, ours, next: 0, start, skipped: None, events, usual_bytes })
     }
 
     /// The flag that the consumer clears when the partition is given back.
@@ -79,13 +87,22 @@ impl PartitionReader {
                 }
                 return Some(Err(errors::of_topic(code, &self.of.topic, &text)));
             }
-            if message.offset() >= self.next {
+            let offset = message.offset();
+            if offset < self.next && ends_before(&*self.client, &self.topic, self.of.partition, self.next) {
+                if !chunk.is_empty() {
+                    break;
+                }
+                let error = self.begin_anew();
+                return Some(Err(error));
+            }
+            if offset >= self.next {
                 let bytes = message.bytes();
                 if !chunk.is_empty() && chunk.bytes() + bytes > bytes_max {
                     break;
                 }
                 message.push_to(&mut chunk);
-                self.next = message.offset() + 1;
+                self.note_gap(offset);
+                self.next = offset + 1;
             }
             self.queue.drop_front();
         }
@@ -96,6 +113,42 @@ impl PartitionReader {
         self.usual_bytes = (self.usual_bytes + chunk.bytes() / chunk.len()).div_ceil(2).max(1);
         Some(Ok(chunk.build()))
     }
+
+    /// Looks whether what lies before a record was deleted. Other gaps are usual: compaction and transactions leave them.
+    fn note_gap(&mut self, offset: Offset) {
+        let Some(expected) = Some(self.next).filter(|next| *next > 0).or(self.start) else { return };
+        if offset == expected {
+            return;
+        }
+        if offset < expected {
+            let (of, committed) = (&self.of, expected);
+            tracing::error!(partition = %of, committed, "the group's offset is beyond the log's end: the topic was deleted and made again, or lost records; it is read from offset {offset} on");
+            return;
+        }
+        let (kept_from, _) = ffi::known_ends(&*self.client, &self.topic, self.of.partition);
+        let deleted_to = kept_from.map_or(expected, |kept_from| kept_from.min(offset));
+        if deleted_to > expected {
+            let from = self.skipped.take().map_or(expected, |before| before.start);
+            self.skipped = Some(from..deleted_to);
+        }
+    }
+
+    /// Offsets start over: only a new assignment can tell records of the new log from those of the old one.
+    fn begin_anew(&self) -> BrokerError {
+        let text = format!(
+            "{} ends before offset {}, which was read already: the topic was deleted and made again, or lost records; \
+             it is read anew",
+            self.of, self.next
+        );
+        // A member that is closing hears it no more; whoever fails already is told enough.
+        let _told = self.events.try_send(ConsumerEvent::Fatal(text.clone()));
+        BrokerError::Rejected(text)
+    }
+}
+
+/// Whether the log has lost records that were read already. Records that come again without that are the library's doing.
+fn ends_before(client: &dyn Native, topic: &CStr, partition: i32, next: Offset) -> bool {
+    ffi::known_ends(client, topic, partition).1.is_some_and(|end| end < next)
 }
 
 impl Reader for PartitionReader {
@@ -113,7 +166,11 @@ impl Reader for PartitionReader {
     }
 
     fn end_offset(&self) -> Option<Offset> {
-        ffi::known_end(&*self.client, &self.topic, self.of.partition)
+        ffi::known_ends(&*self.client, &self.topic, self.of.partition).1
+    }
+
+    fn skipped(&mut self) -> Option<Range<Offset>> {
+        self.skipped.take()
     }
 
     fn position(&self) -> Option<Offset> {

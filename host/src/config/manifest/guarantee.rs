@@ -13,6 +13,7 @@ use crate::config::units::{Size, Span};
 #[derive(Deserialize, Default, Debug, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Delivery {
+    AtMostOnce,
     #[default]
     AtLeastOnce,
     ExactlyOnce,
@@ -48,6 +49,7 @@ const ISOLATION: (&str, &str) = ("isolation.level", "read_committed");
 /// What the manifest asks for, and the database whose transaction gives it.
 pub(super) fn guarantee(manifest: &Manifest) -> (Guarantee, Option<String>) {
     match manifest.delivery {
+        Delivery::AtMostOnce => (Guarantee::AtMostOnce, None),
         Delivery::AtLeastOnce => (Guarantee::AtLeastOnce, None),
         Delivery::ExactlyOnce => match database(manifest) {
             Some(name) => (Guarantee::SqlTransaction, Some(name.to_owned())),

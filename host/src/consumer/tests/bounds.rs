@@ -40,6 +40,51 @@ async fn no_more_bytes_are_received_than_may_be_unsettled() {
     member.stop().await;
 }
 
+/// The host's bound holds over all partitions, and each comes to its turn.
+#[tokio::test]
+async fn no_more_bytes_are_held_by_the_host_than_it_may_and_no_partition_starves() {
+    const BYTES_MAX: usize = 5_000;
+    let mut world = World::new(3).await;
+    world.bytes_max = BYTES_MAX;
+    for partition in 0..3 {
+        world.store(partition, &keys(30), 1000).await;
+    }
+    // The floor of each partition is a call's.
+    let bounds = Bounds { call_bytes_max: 1000, ..config().bounds };
+    let mut member = world.join(Config { bounds, ..one_by_one() });
+    let mut settled = 0;
+    for _ in 0..90 {
+        let call = member.call().await;
+        let held = member.metrics.received_bytes.get() as usize - settled;
+        assert!(held <= BYTES_MAX + 3 * 2_100, "{held} bytes are held");
+        settled += call.bytes();
+        call.ack();
+    }
+    for partition in 0..3 {
+        world.committed(partition, 30).await;
+    }
+    member.stop().await;
+}
+
+#[tokio::test]
+async fn a_partition_that_holds_all_the_host_may_does_not_keep_others_from_their_first_records() {
+    let mut world = World::new(2).await;
+    world.bytes_max = 3_100;
+    world.store(0, &keys(10), 1000).await;
+    let bounds = Bounds { call_bytes_max: 1000, ..config().bounds };
+    let mut member = world.join(Config { bounds, ..config() });
+    let held: Vec<Open> = [member.call().await, member.call().await, member.call().await].into();
+    world.store(1, &keys(3), 1000).await;
+    for offset in 0..3 {
+        let call = member.call_of(&[offset]).await;
+        assert_eq!(call.call.from.partition, 1);
+        call.ack();
+    }
+    world.committed(1, 3).await;
+    drop(held);
+    member.stop.cancel();
+}
+
 /// What a crash repeats is bounded, also while one record waits for a long time.
 #[tokio::test]
 async fn a_record_that_waits_lets_so_many_pass_and_no_more() {

@@ -1,7 +1,6 @@
 //! What is committed, and when.
 
 use super::*;
-use crate::metrics::CommitResult;
 
 #[tokio::test]
 async fn only_what_is_behind_the_contiguous_frontier_is_committed() {

@@ -81,7 +81,9 @@ impl Bank {
             ..config()
         };
         let membership = Arc::<Membership>::default();
-        let group = Group::new(world.broker.clone(), config, Arc::new(Books(ends)), settler, metrics, membership);
+        let budget = Budget::new(usize::MAX, Metrics::new().held_bytes());
+        let handler = Arc::new(Books(ends));
+        let group = Group::new(world.broker.clone(), config, handler, settler, metrics, membership, budget);
         let offsets =
             OffsetStore { fenced_grace: Duration::from_millis(50), ..OffsetStore::new("main", Arc::clone(&self.sql)) };
         let stop = CancellationToken::new();
@@ -106,7 +108,7 @@ impl Joined {
 async fn world(records: usize) -> World {
     let broker = Watched::new(|_, _| {});
     broker.admin().expect("an admin").create_topic(TOPIC, 1, None).await.expect("the topic is made");
-    let world = World { broker, ledger: Arc::default() };
+    let world = World { broker, ledger: Arc::default(), bytes_max: usize::MAX };
     world.store(0, &"k ".repeat(records), 1).await;
     world
 }

@@ -85,6 +85,20 @@ async fn by_partition_a_partition_has_one_call_and_goes_in_the_order_of_its_reco
 }
 
 #[tokio::test]
+async fn unordered_a_record_waits_for_no_other() {
+    let world = World::with("a a a a").await;
+    let mut member = world.join(Config { order: Order::Unordered, concurrency: 2, ..config() });
+    let (first, second) = (member.call_of(&[0]).await, member.call_of(&[1]).await);
+    second.retry(FOR_EVER);
+    member.call_of(&[2]).await.ack();
+    member.call_of(&[3]).await.ack();
+    first.ack();
+    world.committed(0, 1).await;
+    member.stop().await;
+    assert_eq!(world.commits(0), [1], "OFF-1: the record that waits is not settled");
+}
+
+#[tokio::test]
 async fn concurrency_bounds_the_calls_over_all_partitions() {
     let world = World::new(3).await;
     for partition in 0..3 {

@@ -40,6 +40,7 @@ async fn old_records_go_when_there_are_too_many_and_readers_go_on_behind_them() 
     let chunk = readers[0].next(1, 1000).await.expect("it can be read");
     let first = chunk.records().next().expect("there is one").offset();
     assert_eq!(first, start, "what is gone is passed over");
+    assert_eq!([readers[0].skipped(), readers[0].skipped()], [Some(0..start), None], "and told of once");
     drop((consumer, readers, broker));
 
     let broker = open(&config, folder.path());

@@ -124,7 +124,14 @@ impl Client {
             let ours = Arc::new(AtomicBool::new(true));
             readers.push((
                 partition.clone(),
-                PartitionReader::new(self.native_handle(), partition, queue, ours, committed(places, partition))?,
+                PartitionReader::new(
+                    self.native_handle(),
+                    partition,
+                    queue,
+                    ours,
+                    committed(places, partition),
+                    self.context().events.clone(),
+                )?,
             ));
         }
         let answered = self.state().unanswered.take();
@@ -237,7 +244,12 @@ pub(super) fn poll(mut client: Arc<Client>) {
             Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
                 let fatal = client.consumer.client().fatal_error();
                 let (code, text) = fatal.unwrap_or((code, String::new()));
-                context.tell(ConsumerEvent::Fatal(format!("{code}: {text}")));
+                let cure = if code == Code::FencedInstanceId {
+                    "; another client has the same `group.instance.id`: each host needs one of its own"
+                } else {
+                    ""
+                };
+                context.tell(ConsumerEvent::Fatal(format!("{code}: {text}{cure}")));
             }
             Some(Err(_)) | None => {}
         }
