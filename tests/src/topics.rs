@@ -47,15 +47,9 @@ pub struct Kept {
 
 /// Creates a topic.
 pub fn create(bootstrap: &str, topic: &str, partitions: i32) -> Result<()> {
-    create_with(bootstrap, topic, partitions, &[])
-}
-
-/// Creates a topic with settings of its own.
-pub fn create_with(bootstrap: &str, topic: &str, partitions: i32, settings: &[(&str, &str)]) -> Result<()> {
     let admin: AdminClient<DefaultClientContext> = config(bootstrap).create()?;
     // As many replicas as the cluster says.
     let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
-    let new = settings.iter().fold(new, |new, (key, value)| new.set(key, value));
     let created =
         runtime()?.block_on(admin.create_topics([&new], &AdminOptions::new().operation_timeout(Some(TIMEOUT))));
     for result in created? {
@@ -229,20 +223,6 @@ fn assign_all(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<(
         assignment.add_partition_offset(topic, partition, Offset::Beginning)?;
     }
     Ok(consumer.assign(&assignment)?)
-}
-
-/// Empties a topic's partitions below these offsets, as retention does.
-pub fn delete_below(bootstrap: &str, topic: &str, offsets: &[i64]) -> Result<()> {
-    let admin: AdminClient<DefaultClientContext> = config(bootstrap).create()?;
-    let mut below = TopicPartitionList::new();
-    for (partition, offset) in offsets.iter().enumerate() {
-        below.add_partition_offset(topic, i32::try_from(partition)?, Offset::Offset(*offset))?;
-    }
-    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
-    for element in runtime()?.block_on(admin.delete_records(&below, &options))?.elements() {
-        element.error().with_context(|| format!("empty `{topic}` below an offset"))?;
-    }
-    Ok(())
 }
 
 /// Changes a setting of a topic.

@@ -178,8 +178,8 @@ pub(super) fn expired(stage: &mut Stage, _form: Form) -> Result<()> {
     let backlog = Duration::from_secs(4);
     thread::sleep(backlog);
     let ends = stage.ends()?;
-    topics::delete_below(&stage.scenario.bootstrap, &stage.scenario.topic, &ends)?;
     for (partition, end) in (0..).zip(&ends) {
+        topics::delete_before(&stage.scenario.bootstrap, &stage.scenario.topic, partition, *end)?;
         stage.expired.insert(partition, *end);
     }
     stage.database()?.postgres.start()?;
