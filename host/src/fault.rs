@@ -14,6 +14,8 @@ pub(crate) enum Fault {
     DropOnFull,
     /// Offsets are committed up to the highest settled record, past records that are not settled.
     CommitPastGap,
+    /// A record is settled once its dead letter is on its way, not once it is acknowledged.
+    LetterNotAwaited,
     /// Offsets are committed beside the transaction that their outputs are in, and before it.
     OffsetsOutsideTransaction,
     /// What a transaction held is sent again at once when nobody knows whether it was committed.
@@ -26,11 +28,12 @@ pub(crate) enum Fault {
 
 /// All of them.
 #[cfg(feature = "fault-injection")]
-const ALL: [Fault; 8] = [
+const ALL: [Fault; 9] = [
     Fault::CommitBeforeSuccess,
     Fault::IgnoreEpoch,
     Fault::DropOnFull,
     Fault::CommitPastGap,
+    Fault::LetterNotAwaited,
     Fault::OffsetsOutsideTransaction,
     Fault::NewTransactionAfterUnknown,
     Fault::OffsetApart,
@@ -69,6 +72,7 @@ impl Fault {
             Fault::IgnoreEpoch => "ignore-epoch",
             Fault::DropOnFull => "drop-on-full",
             Fault::CommitPastGap => "commit-past-gap",
+            Fault::LetterNotAwaited => "letter-not-awaited",
             Fault::OffsetsOutsideTransaction => "offsets-outside-transaction",
             Fault::NewTransactionAfterUnknown => "new-transaction-after-unknown",
             Fault::OffsetApart => "offset-apart",

@@ -12,6 +12,8 @@ use crate::ledger::{Body, Fate, Place};
 pub struct Stored {
     /// Where it came from.
     pub place: Place,
+    /// The number of this storing: what is stored later has a higher one.
+    pub written: i64,
     /// Its key.
     pub key: Option<Vec<u8>>,
     /// Its value.
@@ -19,7 +21,7 @@ pub struct Stored {
 }
 
 /// Everything that the judge looks at.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Evidence {
     /// What was sent.
     pub sent: BTreeMap<Body, Fate>,
@@ -29,6 +31,32 @@ pub struct Evidence {
     pub dead: Vec<Stored>,
     /// The committed offsets over time, in the order in which they were seen.
     pub commits: Vec<Commit>,
+    /// How things stood whenever a fault came.
+    pub moments: Vec<Standing>,
+    /// The numbers of the storings that a reader saw who read along, where there was one.
+    pub read_along: Option<BTreeSet<i64>>,
+    /// Below these offsets, by partition, the log was emptied before everything was read.
+    pub expired: BTreeMap<i32, i64>,
+}
+
+/// How things stood at a moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The highest number of a storing.
+    pub written: i64,
+    /// What was committed, by partition.
+    pub committed: BTreeMap<i32, i64>,
+}
+
+/// What a mode of delivery and the faults of a test allow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Allowed {
+    /// Records that may be stored again.
+    pub repeats: usize,
+    /// Records that may be lost.
+    pub losses: usize,
+    /// Whether offsets may be committed before their records are settled.
+    pub commits_ahead: bool,
 }
 
 /// A committed offset as it was seen, beside what was settled then.
@@ -60,6 +88,10 @@ pub enum Fault {
         /// How many may be.
         bound: usize,
     },
+    /// Stored again, although it lay below what was committed at the last fault before: nobody may begin again there.
+    Reread(Place),
+    /// So many storings were seen by one who read along and not by the last reader, or the other way round.
+    ReadersDiffer(usize),
     /// An offset was committed after a higher one.
     CommitFell {
         /// The partition.
@@ -80,17 +112,34 @@ pub enum Fault {
     },
 }
 
-/// What the judge counted when nothing was wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the judge counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Records that the producer was told are safe.
     pub acked: usize,
+    /// Records of which the producer was told nothing that it could rely on.
+    pub unknown: usize,
     /// Different records in the sink.
     pub stored: usize,
     /// Different records among the dead letters.
     pub dead: usize,
     /// Records stored or dead-lettered again.
     pub repeated: usize,
+    /// Records that are nowhere, although they are safe.
+    pub lost: usize,
+    /// Records that nobody sent, or that are not what was sent.
+    pub invented: usize,
+    /// Records that were stored first after a later one of their key, or again from below a commit.
+    pub out_of_order: usize,
+}
+
+/// What the judge counted, and what is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// What was counted.
+    pub summary: Summary,
+    /// What is wrong with it; empty when all is well.
+    pub faults: Faults,
 }
 
 /// All that is wrong.
@@ -116,27 +165,75 @@ impl Faults {
     pub fn any(&self, is_so: impl Fn(&Fault) -> bool) -> bool {
         self.0.iter().any(is_so)
     }
+
+    fn count(&self, is_so: impl Fn(&Fault) -> bool) -> usize {
+        self.0.iter().filter(|fault| is_so(fault)).count()
+    }
+
+    /// The checks that failed, each once, by name.
+    pub fn checks(&self) -> Vec<&'static str> {
+        let names: BTreeSet<&str> = self.0.iter().map(Fault::check).collect();
+        names.into_iter().collect()
+    }
+}
+
+impl Fault {
+    /// The name of the check that finds it.
+    pub fn check(&self) -> &'static str {
+        match self {
+            Fault::Lost(_) => "nothing lost",
+            Fault::Invented(_) | Fault::Misplaced(_) => "nothing invented",
+            Fault::OutOfOrder(_) => "order per key",
+            Fault::Repeated { .. } => "duplicates within the bound",
+            Fault::Reread(_) => "redeliveries begin at a committed offset",
+            Fault::ReadersDiffer(_) => "all readers see the same",
+            Fault::CommitFell { .. } => "commits never fall",
+            Fault::CommitAhead { .. } => "commits never pass unsettled work",
+        }
+    }
 }
 
 /// Judges the evidence; `repeats_max` is how many records the faults of this test may have had delivered again.
 pub fn check(evidence: &Evidence, repeats_max: usize) -> Result<Summary, Faults> {
+    let verdict = judge(evidence, &Allowed { repeats: repeats_max, ..Allowed::default() });
+    if verdict.faults.0.is_empty() { Ok(verdict.summary) } else { Err(verdict.faults) }
+}
+
+/// Judges the evidence by what is allowed.
+pub fn judge(evidence: &Evidence, allowed: &Allowed) -> Verdict {
     let mut faults = Vec::new();
     let arrived: BTreeSet<Body> = evidence.stored.iter().chain(&evidence.dead).filter_map(Stored::body).collect();
     lost(evidence, &arrived, &mut faults);
     misplaced_or_invented(evidence, &mut faults);
     out_of_order(&evidence.stored, &mut faults);
-    commits(&evidence.commits, &mut faults);
+    reread(evidence, &mut faults);
+    commits(evidence, &mut faults);
+    readers_differ(evidence, &mut faults);
     let places = |stored: &[Stored]| stored.iter().map(|stored| stored.place).collect::<BTreeSet<_>>().len();
     let (stored, dead) = (places(&evidence.stored), places(&evidence.dead));
     let repeated = evidence.stored.len() + evidence.dead.len() - stored - dead;
-    if repeated > repeats_max {
-        faults.push(Fault::Repeated { count: repeated, bound: repeats_max });
+    if repeated > allowed.repeats {
+        faults.push(Fault::Repeated { count: repeated, bound: allowed.repeats });
     }
-    if !faults.is_empty() {
-        return Err(Faults(faults));
+    let mut faults = Faults(faults);
+    let fates = |is_so: fn(&Fate) -> bool| evidence.sent.values().filter(|fate| is_so(fate)).count();
+    let summary = Summary {
+        acked: fates(|fate| matches!(fate, Fate::Acked(_))),
+        unknown: fates(|fate| matches!(fate, Fate::Unknown)),
+        stored,
+        dead,
+        repeated,
+        lost: faults.count(|fault| matches!(fault, Fault::Lost(_))),
+        invented: faults.count(|fault| matches!(fault, Fault::Invented(_) | Fault::Misplaced(_))),
+        out_of_order: faults.count(|fault| matches!(fault, Fault::OutOfOrder(_) | Fault::Reread(_))),
+    };
+    if summary.lost <= allowed.losses {
+        faults.0.retain(|fault| !matches!(fault, Fault::Lost(_)));
     }
-    let acked = evidence.sent.values().filter(|fate| matches!(fate, Fate::Acked(_))).count();
-    Ok(Summary { acked, stored, dead, repeated })
+    if allowed.commits_ahead {
+        faults.0.retain(|fault| !matches!(fault, Fault::CommitAhead { .. }));
+    }
+    Verdict { summary, faults }
 }
 
 impl Stored {
@@ -146,8 +243,12 @@ impl Stored {
 }
 
 fn lost(evidence: &Evidence, arrived: &BTreeSet<Body>, faults: &mut Vec<Fault>) {
-    let acked = evidence.sent.iter().filter(|(_, fate)| matches!(fate, Fate::Acked(_)));
-    faults.extend(acked.filter(|(body, _)| !arrived.contains(body)).map(|(body, _)| Fault::Lost(body.clone())));
+    let kept = |fate: &Fate| match fate {
+        Fate::Acked(place) => evidence.expired.get(&place.partition).is_none_or(|below| place.offset >= *below),
+        Fate::Failed | Fate::Unknown => false,
+    };
+    let owed = evidence.sent.iter().filter(|(body, fate)| kept(fate) && !arrived.contains(body));
+    faults.extend(owed.map(|(body, _)| Fault::Lost(body.clone())));
 }
 
 fn misplaced_or_invented(evidence: &Evidence, faults: &mut Vec<Fault>) {
@@ -178,15 +279,37 @@ fn out_of_order(stored: &[Stored], faults: &mut Vec<Fault>) {
     }
 }
 
-fn commits(commits: &[Commit], faults: &mut Vec<Fault>) {
+/// Of each record that was stored again, the last fault before tells where its reader may have begun again.
+fn reread(evidence: &Evidence, faults: &mut Vec<Fault>) {
+    let mut seen = BTreeSet::new();
+    for stored in evidence.stored.iter().filter(|stored| !seen.insert(stored.place)) {
+        let before = evidence.moments.iter().rev().find(|moment| moment.written < stored.written);
+        let committed = before.and_then(|moment| moment.committed.get(&stored.place.partition));
+        if committed.is_some_and(|committed| stored.place.offset < *committed) {
+            faults.push(Fault::Reread(stored.place));
+        }
+    }
+}
+
+/// What was taken back after it was seen, or appeared behind one who had passed.
+fn readers_differ(evidence: &Evidence, faults: &mut Vec<Fault>) {
+    let Some(read_along) = &evidence.read_along else { return };
+    let last: BTreeSet<i64> = evidence.stored.iter().map(|stored| stored.written).collect();
+    let differing = last.symmetric_difference(read_along).count();
+    if differing > 0 {
+        faults.push(Fault::ReadersDiffer(differing));
+    }
+}
+
+fn commits(evidence: &Evidence, faults: &mut Vec<Fault>) {
     let mut before = BTreeMap::new();
-    for commit in commits {
+    for commit in &evidence.commits {
         let Commit { partition, offset, unsettled } = *commit;
         match before.insert(partition, offset) {
             Some(from) if from > offset => faults.push(Fault::CommitFell { partition, from, to: offset }),
             _ => {}
         }
-        if unsettled > 0 {
+        if unsettled > 0 && !evidence.expired.contains_key(&partition) {
             faults.push(Fault::CommitAhead { partition, committed: offset, unsettled });
         }
     }

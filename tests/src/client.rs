@@ -1,8 +1,9 @@
 //! A client of the ingest endpoint: sends for a ledger, several requests at a time, as fast as it can or at a rate.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::thread;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
@@ -12,6 +13,9 @@ use serde_json::Value;
 use crate::ledger::{Body, Fate, Ledger, Place};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// An endless load that is further behind its rate gives up what it missed.
+const LATE_MAX: Duration = Duration::from_millis(500);
+const NOBODY_DELAY: Duration = Duration::from_millis(20);
 /// Latencies are counted in microseconds up to two minutes, to three digits.
 const LATENCY_MAX_US: u64 = 120_000_000;
 
@@ -30,6 +34,19 @@ pub struct Load {
     pub requests: usize,
     /// Records a second, whether answers come or not; `None`: each request follows an answer.
     pub rate: Option<f64>,
+}
+
+/// A load that goes on, at its rate, until it is stopped. What it could not send in time it does not send later.
+pub struct Running {
+    way: Arc<Way>,
+    thread: JoinHandle<Result<Report>>,
+}
+
+/// Where a load goes to, and whether it goes on.
+struct Way {
+    url: Mutex<String>,
+    topic: String,
+    stopped: AtomicBool,
 }
 
 /// How a load went.
@@ -59,15 +76,28 @@ impl Load {
         Load { rate: Some(records_per_second), ..self }
     }
 
+    /// No end of records, ten a request, at a rate.
+    pub fn endless(producer: &str, records_per_second: f64) -> Load {
+        Load { batch: 10, requests: 4, ..Load::new(producer, usize::MAX) }.rate(records_per_second)
+    }
+
     /// Sends all of it and waits for the last answer.
     pub fn send(&self, ingest: &str, topic: &str, ledger: &Arc<Ledger>) -> Result<Report> {
+        self.go(&Way::to(ingest, topic), ledger)
+    }
+
+    /// Begins to send.
+    pub fn start(self, ingest: &str, topic: &str, ledger: &Arc<Ledger>) -> Running {
+        let (way, ledger) = (Arc::new(Way::to(ingest, topic)), Arc::clone(ledger));
+        let shared = Arc::clone(&way);
+        Running { way, thread: thread::spawn(move || self.go(&shared, &ledger)) }
+    }
+
+    fn go(&self, way: &Way, ledger: &Ledger) -> Result<Report> {
         let started = Instant::now();
-        let url = format!("{ingest}/topics/{topic}");
         let reports = thread::scope(|scope| {
-            let workers = (0..self.requests.min(self.keys)).map(|worker| {
-                let url = &url;
-                scope.spawn(move || self.work(worker, url, ledger, started))
-            });
+            let workers =
+                (0..self.workers()).map(|worker| scope.spawn(move || self.work(worker, way, ledger, started)));
             // All are started before the first is waited for.
             let workers: Vec<_> = workers.collect();
             let joined = workers.into_iter().map(|worker| worker.join().map_err(|_| anyhow!("a client panicked"))?);
@@ -81,34 +111,73 @@ impl Load {
         Ok(total)
     }
 
+    fn workers(&self) -> usize {
+        self.requests.min(self.keys)
+    }
+
     /// A worker has keys of its own, so that no two requests with the same key are under way.
-    fn work(&self, worker: usize, url: &str, ledger: &Ledger, started: Instant) -> Result<Report> {
+    fn work(&self, worker: usize, way: &Way, ledger: &Ledger, started: Instant) -> Result<Report> {
         let agent = agent();
-        let workers = self.requests.min(self.keys);
+        let workers = self.workers();
         let mut seqs: BTreeMap<usize, u64> = BTreeMap::new();
-        let mine = (0..self.records).filter(|number| number % self.keys % workers == worker);
-        let bodies: Vec<(usize, Body)> = mine
-            .map(|number| {
+        let mut mine = (0..self.records).filter(|number| number % self.keys % workers == worker);
+        let mut report = Report::new()?;
+        // How far behind its rate an endless load is for good.
+        let mut late = Duration::ZERO;
+        loop {
+            let numbers: Vec<usize> = mine.by_ref().take(self.batch).collect();
+            let Some(first) = numbers.first().filter(|_| !way.stopped.load(Ordering::Relaxed)) else { break };
+            let mut due = match self.rate {
+                Some(rate) => started + Duration::from_secs_f64(*first as f64 / rate) + late,
+                None => Instant::now(),
+            };
+            if self.records == usize::MAX && due.elapsed() > LATE_MAX {
+                late += due.elapsed();
+                due = Instant::now();
+            }
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            let body = |number: &usize| {
                 let key = number % self.keys;
                 let seq = seqs.entry(key).and_modify(|seq| *seq += 1).or_default();
-                (number, Body::new(&self.producer, &format!("k{key}"), *seq))
-            })
-            .collect();
-        let mut report = Report::new()?;
-        for request in bodies.chunks(self.batch) {
-            let due = match (self.rate, request.first()) {
-                (Some(rate), Some((number, _))) => started + Duration::from_secs_f64(*number as f64 / rate),
-                _ => Instant::now(),
+                Body::new(&self.producer, &format!("k{key}"), *seq)
             };
-            thread::sleep(due.saturating_duration_since(Instant::now()));
-            let bodies: Vec<&Body> = request.iter().map(|(_, body)| body).collect();
+            let bodies: Vec<Body> = numbers.iter().map(body).collect();
             bodies.iter().for_each(|body| ledger.intend(body));
-            let (status, fates) = post(&agent, url, &bodies);
+            let (status, fates) = post(&agent, &way.url(), &bodies);
             bodies.iter().zip(fates).for_each(|(body, fate)| ledger.resolve(body, fate));
             *report.statuses.entry(status).or_default() += 1;
             report.latency_us.saturating_record(u64::try_from(due.elapsed().as_micros())?);
+            if status == 0 {
+                // Nobody is there: the next request need not come at once.
+                thread::sleep(NOBODY_DELAY);
+            }
         }
         Ok(report)
+    }
+}
+
+impl Way {
+    fn to(ingest: &str, topic: &str) -> Way {
+        let url = Mutex::new(format!("{ingest}/topics/{topic}"));
+        Way { url, topic: topic.to_owned(), stopped: AtomicBool::new(false) }
+    }
+
+    fn url(&self) -> String {
+        self.url.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Running {
+    /// Sends to another ingest from now on.
+    pub fn turn_to(&self, ingest: &str) {
+        let url = format!("{ingest}/topics/{}", self.way.topic);
+        *self.way.url.lock().unwrap_or_else(PoisonError::into_inner) = url;
+    }
+
+    /// Waits for the last answers.
+    pub fn stop(self) -> Result<Report> {
+        self.way.stopped.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow!("the load panicked"))?
     }
 }
 
@@ -151,12 +220,12 @@ pub fn post_one(ingest: &str, topic: &str, headers: &[(&str, &str)], value: &[u8
 }
 
 /// Sends the bodies in one request; the status (0: none came) and a fate for each.
-fn post(agent: &ureq::Agent, url: &str, bodies: &[&Body]) -> (u16, Vec<Fate>) {
+fn post(agent: &ureq::Agent, url: &str, bodies: &[Body]) -> (u16, Vec<Fate>) {
     let unknown = vec![Fate::Unknown; bodies.len()];
     let sent = match bodies {
         [body] => agent.post(url).header("Tidemill-Key", &body.key).send(body.to_bytes()),
         bodies => {
-            let lines: Vec<Vec<u8>> = bodies.iter().map(|body| body.to_bytes()).collect();
+            let lines: Vec<Vec<u8>> = bodies.iter().map(Body::to_bytes).collect();
             let request = agent.post(format!("{url}?key=key")).header("Content-Type", "application/x-ndjson");
             request.send(lines.join(b"\n".as_slice()))
         }

@@ -2,18 +2,16 @@
 //!
 //! Its handler forwards to a topic, since a database would hold the locks of the frozen host's transactions.
 
-use std::collections::BTreeMap;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use xtask::lab::wait;
 
-use crate::checker::{Evidence, Stored};
+use crate::checker::Evidence;
 use crate::client::Load;
 use crate::host::{Handler, Setup};
-use crate::ledger::{Fate, Ledger, Place};
-use crate::sampler::Sampler;
+use crate::results::{Forwarded, Results};
 use crate::scenario::Scenario;
 use crate::{names, topics};
 
@@ -29,10 +27,11 @@ const PARTITIONS: i32 = 4;
 pub fn run(fault: Option<&str>) -> Result<(Evidence, usize)> {
     let scenario = Scenario::new(PARTITIONS)?;
     let (out, group) = (names::unique("forwarded"), names::unique("slow"));
-    topics::create(&scenario.bootstrap, &out, 2)?;
+    topics::create(&scenario.bootstrap, &out, 1)?;
+    let results = Results::Topic(Forwarded::from(&scenario, &out));
     let setup = Setup::on_kafka(&scenario.bootstrap, &[&scenario.topic]).handler(handler(&scenario, &group, &out));
     let setup = fault.map_or(setup.clone(), |fault| setup.fault(fault));
-    let commits = watch_commits(&scenario, &group, &out)?;
+    let commits = scenario.watch(&group, &results)?;
     let mut frozen = setup.start()?;
     scenario.send(&frozen, &Load::batches("load", 2_000))?;
     wait::until("some records to be forwarded", DEADLINE, || {
@@ -62,8 +61,7 @@ pub fn run(fault: Option<&str>) -> Result<(Evidence, usize)> {
             Ok(fell.then_some(()))
         })?,
     }
-    let (sent, stored) = (scenario.ledger.fates(), forwarded(&scenario.bootstrap, &out, &scenario.ledger)?);
-    let evidence = Evidence { sent, stored, dead: scenario.dead()?, commits: commits.stop()? };
+    let evidence = scenario.evidence_in(&results, commits.stop()?)?;
     Ok((evidence, IN_HAND_MAX * usize::try_from(PARTITIONS)?))
 }
 
@@ -75,33 +73,4 @@ fn handler(scenario: &Scenario, group: &str, out: &str) -> Handler {
         scenario.topic
     );
     Handler::new("slow", "slow", &manifest)
-}
-
-fn watch_commits(scenario: &Scenario, group: &str, out: &str) -> Result<Sampler> {
-    let (bootstrap, out, ledger) = (scenario.bootstrap.clone(), out.to_owned(), scenario.ledger.clone());
-    Sampler::start(&scenario.bootstrap, group, &scenario.topic, move |partition, offset| {
-        let mut below: Vec<Place> =
-            forwarded(&bootstrap, &out, &ledger)?.into_iter().map(|stored| stored.place).collect();
-        below.retain(|place| place.partition == partition && place.offset < offset);
-        below.sort();
-        below.dedup();
-        Ok(i64::try_from(below.len())?)
-    })
-}
-
-/// What was forwarded, in the order of its log; the ledger knows where each came from.
-fn forwarded(bootstrap: &str, out: &str, ledger: &Ledger) -> Result<Vec<Stored>> {
-    let fates = ledger.fates();
-    let places = fates.iter().filter_map(|(body, fate)| match fate {
-        Fate::Acked(place) => Some((body.to_bytes(), *place)),
-        Fate::Failed | Fate::Unknown => None,
-    });
-    let places: BTreeMap<Vec<u8>, Place> = places.collect();
-    let stored = |kept: topics::Kept| {
-        // What nobody sent has no place, and the judge says so.
-        let nowhere = Place { partition: -1, offset: kept.place.offset };
-        let place = kept.value.as_ref().and_then(|value| places.get(value)).copied().unwrap_or(nowhere);
-        Stored { place, key: kept.key, value: kept.value }
-    };
-    Ok(topics::read(bootstrap, out)?.into_iter().map(stored).collect())
 }

@@ -240,6 +240,11 @@ impl Host {
         self.replace(handler, &Guest::Bytes(bytes.into()))
     }
 
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// SIGKILL, as a power cut would.
     pub fn kill(&mut self) -> Result<()> {
         self.process.kill()
@@ -302,6 +307,16 @@ impl Drop for Host {
 pub fn guest_bytes(name: &str) -> Result<Vec<u8>> {
     let file = guests().join(format!("{name}.wasm"));
     fs::read(&file).with_context(|| format!("read the guest `{}`", file.display()))
+}
+
+/// The same guest with another digest: a custom section, which says nothing, is added at its end.
+pub fn with_another_digest(guest: &[u8], number: u32) -> Vec<u8> {
+    let name = format!("build {number:08}");
+    let name_length = u8::try_from(name.len()).expect("a short name");
+    let mut bytes = guest.to_vec();
+    bytes.extend([0, name_length + 1, name_length]);
+    bytes.extend(name.as_bytes());
+    bytes
 }
 
 /// The binary under test: from the environment, or where cargo builds it.

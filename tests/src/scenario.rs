@@ -4,16 +4,19 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tempfile::TempDir;
 use xtask::lab::wait;
 
 use crate::checker::{self, Commit, Evidence, Faults, Stored, Summary};
 use crate::client::{Load, Report};
 use crate::host::{Handler, Host, Setup};
-use crate::ledger::{Ledger, Place};
+use crate::ledger::{Body, Fate, Ledger, Place};
+use crate::raw_headers::RawHeader;
+use crate::results::Results;
 use crate::sampler::Sampler;
 use crate::sink::Sink;
+use crate::topics::Kept;
 use crate::{names, servers, topics};
 
 /// One topic that one handler stores from.
@@ -32,6 +35,23 @@ pub struct Scenario {
     _folder: TempDir,
 }
 
+/// A record that ingest would not take.
+#[derive(Debug, Clone)]
+pub struct Odd {
+    body: Body,
+    /// As it is written.
+    pub kept: Kept,
+}
+
+impl Odd {
+    /// The only record of this producer and key, with a header.
+    pub fn new(producer: &str, key: &str, header: RawHeader) -> Odd {
+        let body = Body::new(producer, key, 0);
+        let kept = Kept::new(Some(key.as_bytes()), Some(&body.to_bytes()));
+        Odd { body, kept: Kept { headers: vec![header], ..kept } }
+    }
+}
+
 impl Scenario {
     /// On the shared servers.
     pub fn new(partitions: i32) -> Result<Scenario> {
@@ -45,9 +65,15 @@ impl Scenario {
 
     /// On servers of the test's own.
     pub fn with(bootstrap: &str, partitions: i32, sink: Sink) -> Result<Scenario> {
+        let scenario = Scenario::without_letters(bootstrap, partitions, sink)?;
+        topics::create(bootstrap, &dead_letters(&scenario.topic), 1)?;
+        Ok(scenario)
+    }
+
+    /// The same without a topic for dead letters.
+    pub fn without_letters(bootstrap: &str, partitions: i32, sink: Sink) -> Result<Scenario> {
         let topic = names::unique("records");
         topics::create(bootstrap, &topic, partitions)?;
-        topics::create(bootstrap, &dead_letters(&topic), 1)?;
         let folder = tempfile::Builder::new().prefix("tidemill-ledger-").tempdir()?;
         let ledger = Arc::new(Ledger::new(folder.path())?);
         let (bootstrap, handler) = (bootstrap.to_owned(), names::unique("store"));
@@ -70,15 +96,33 @@ impl Scenario {
         load.send(&host.ingest()?, &self.topic, &self.ledger)
     }
 
+    /// Writes records to the topic itself, and notes them as accepted: they are in the log for certain.
+    pub fn write_past_ingest(&self, records: &[Odd]) -> Result<()> {
+        let kept: Vec<Kept> = records.iter().map(|odd| odd.kept.clone()).collect();
+        topics::produce(&self.bootstrap, &self.topic, &kept)?;
+        let there = topics::read(&self.bootstrap, &self.topic)?;
+        for odd in records {
+            let written = there.iter().find(|kept| kept.value == odd.kept.value);
+            let place = written.context("what was acknowledged is there")?.place;
+            self.ledger.resolve(&odd.body, Fate::Acked(place));
+        }
+        Ok(())
+    }
+
     /// Begins to watch the handler's commits; dead letters count as settled.
     pub fn watch_commits(&self) -> Result<Sampler> {
-        let (sink, bootstrap, letters) = (self.sink.clone(), self.bootstrap.clone(), dead_letters(&self.topic));
+        self.watch(&self.handler, &Results::Table(self.sink.clone()))
+    }
+
+    /// The same for another group, and for results elsewhere.
+    pub fn watch(&self, group: &str, results: &Results) -> Result<Sampler> {
+        let (bootstrap, letters) = (self.bootstrap.clone(), dead_letters(&self.topic));
+        let mut stored_below = results.counter()?;
         let mut dead: BTreeSet<Place> = BTreeSet::new();
-        Sampler::start(&self.bootstrap, &self.handler, &self.topic, move |partition, offset| {
-            let stored = sink.count_below(partition, offset)?;
+        Sampler::start(&self.bootstrap, group, &self.topic, move |partition, offset| {
+            let stored = stored_below(partition, offset)?;
             if stored < offset {
-                let read = topics::read(&bootstrap, &letters)?;
-                dead.extend(read.iter().map(|letter| Ok(letter.as_dead_letter()?.place)).collect::<Result<Vec<_>>>()?);
+                dead.extend(dead_in(&bootstrap, &letters)?.iter().map(|letter| letter.place));
             }
             let dead = dead.iter().filter(|place| place.partition == partition && place.offset < offset).count();
             Ok(stored + i64::try_from(dead)?)
@@ -107,14 +151,20 @@ impl Scenario {
         wait::until(&what, deadline, || Ok((self.sink.count()? >= records).then_some(())))
     }
 
-    /// The dead letters, each as the record that it stands for.
+    /// The dead letters, each as the record that it stands for; none while there is no topic for them.
     pub fn dead(&self) -> Result<Vec<Stored>> {
-        topics::read(&self.bootstrap, &dead_letters(&self.topic))?.iter().map(topics::Kept::as_dead_letter).collect()
+        dead_in(&self.bootstrap, &dead_letters(&self.topic))
     }
 
     /// Everything for the judge.
     pub fn evidence(&self, commits: Vec<Commit>) -> Result<Evidence> {
-        Ok(Evidence { sent: self.ledger.fates(), stored: self.sink.stored()?, dead: self.dead()?, commits })
+        self.evidence_in(&Results::Table(self.sink.clone()), commits)
+    }
+
+    /// The same with results elsewhere.
+    pub fn evidence_in(&self, results: &Results, commits: Vec<Commit>) -> Result<Evidence> {
+        let (sent, stored, dead) = (self.ledger.fates(), results.stored()?, self.dead()?);
+        Ok(Evidence { sent, stored, dead, commits, ..Evidence::default() })
     }
 
     /// Asks the judge, and says what it counted.
@@ -125,6 +175,13 @@ impl Scenario {
         }
         Ok(verdict)
     }
+}
+
+fn dead_in(bootstrap: &str, letters: &str) -> Result<Vec<Stored>> {
+    if !topics::exists(bootstrap, letters)? {
+        return Ok(Vec::new());
+    }
+    topics::read(bootstrap, letters)?.iter().map(topics::Kept::as_dead_letter).collect()
 }
 
 /// The default name of a topic's dead-letter topic.

@@ -33,11 +33,19 @@ END $$;
 CREATE TRIGGER note BEFORE INSERT ON seen FOR EACH ROW EXECUTE FUNCTION note();
 ";
 
+/// Makes each COMMIT take its time, once for each of its rows, so that a server can be killed amid one.
+const SLOW_COMMIT: &str = "\
+CREATE FUNCTION linger() RETURNS TRIGGER LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep({delay}); RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER linger AFTER INSERT ON seen DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION linger();
+";
+
 /// A database with that table, once the handler's migration has made it.
 #[derive(Debug, Clone)]
 pub struct Sink {
     url: String,
     delay: Duration,
+    commit_delay: Duration,
 }
 
 impl Sink {
@@ -48,12 +56,17 @@ impl Sink {
 
     /// The database at this URL.
     pub fn at(url: String) -> Sink {
-        Sink { url, delay: Duration::ZERO }
+        Sink { url, delay: Duration::ZERO, commit_delay: Duration::ZERO }
     }
 
     /// Makes it take this long for each record.
     pub fn slow(self, delay: Duration) -> Sink {
         Sink { delay, ..self }
+    }
+
+    /// Makes its commits take this long for each record.
+    pub fn slow_to_commit(self, commit_delay: Duration) -> Sink {
+        Sink { commit_delay, ..self }
     }
 
     /// The database's URL.
@@ -63,15 +76,21 @@ impl Sink {
 
     /// The text of the handler's migration.
     pub fn migration(&self) -> String {
-        SCHEMA.replace("{delay}", &self.delay.as_secs_f64().to_string())
+        let schema = SCHEMA.replace("{delay}", &self.delay.as_secs_f64().to_string());
+        if self.commit_delay.is_zero() {
+            return schema;
+        }
+        schema + &SLOW_COMMIT.replace("{delay}", &self.commit_delay.as_secs_f64().to_string())
     }
 
     /// Everything that was ever stored, repeats too, in order.
     pub fn stored(&self) -> Result<Vec<Stored>> {
-        let rows =
-            self.query("SELECT record_id, key, value FROM stored JOIN seen USING (record_id) ORDER BY number", &[])?;
+        let rows = self.query(
+            "SELECT record_id, key, value, number FROM stored JOIN seen USING (record_id) ORDER BY number",
+            &[],
+        )?;
         let stored = |row: &tokio_postgres::Row| -> Result<Stored> {
-            Ok(Stored { place: Place::of_id(row.get(0))?, key: row.get(1), value: row.get(2) })
+            Ok(Stored { place: Place::of_id(row.get(0))?, key: row.get(1), value: row.get(2), written: row.get(3) })
         };
         rows.iter().map(stored).collect()
     }

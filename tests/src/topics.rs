@@ -1,14 +1,21 @@
 //! Topics from outside: made, written, read to their end, and the offsets that groups committed on them.
 
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::metadata::{Metadata, MetadataPartition};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use xtask::lab::wait;
@@ -18,6 +25,10 @@ use crate::ledger::Place;
 use crate::raw_headers::{self, RawHeader};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// One question to a broker that may be frozen: then it is asked again, perhaps elsewhere.
+const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+const ASK_DEADLINE: Duration = Duration::from_secs(90);
+const POLL: Duration = Duration::from_millis(100);
 
 /// A record as it lies in a topic, byte for byte.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,32 +107,165 @@ pub fn produce(bootstrap: &str, topic: &str, records: &[Kept]) -> Result<()> {
     producer.flush(TIMEOUT).context("not every record was acknowledged")
 }
 
-/// Everything in a topic, by partition and offset.
+/// Everything that is committed in a topic, by partition and offset.
 pub fn read(bootstrap: &str, topic: &str) -> Result<Vec<Kept>> {
-    let ends = ends(bootstrap, topic)?;
-    let consumer: BaseConsumer = config(bootstrap).set("group.id", "reader").create()?;
+    let mut config = config(bootstrap);
+    // A transaction's end takes an offset that is never delivered: only the library knows when the end is reached.
+    config.set("group.id", "reader").set("enable.partition.eof", "true").set("isolation.level", "read_committed");
+    let consumer: BaseConsumer = config.create()?;
+    let partitions = partitions(&consumer, topic)?;
+    assign_all(&consumer, topic, partitions)?;
     let mut kept = Vec::new();
-    let mut assignment = TopicPartitionList::new();
-    for (partition, end) in ends.iter().enumerate().filter(|(_, end)| **end > 0) {
-        ensure!(*end > 0, "an end offset is not negative");
-        assignment.add_partition_offset(topic, i32::try_from(partition)?, Offset::Beginning)?;
-    }
-    let mut open = assignment.count();
-    consumer.assign(&assignment)?;
-    while open > 0 {
-        let polled = consumer.poll(TIMEOUT).with_context(|| format!("`{topic}` ends earlier than it should"))?;
-        let message = match polled {
-            Ok(message) => message,
-            Err(error) if is_passing(&error) => continue,
+    // An end is told again when more has come, so that they can't just be counted.
+    let mut open: BTreeSet<i32> = (0..partitions).collect();
+    while !open.is_empty() {
+        match consumer.poll(TIMEOUT).with_context(|| format!("`{topic}` ends earlier than it should"))? {
+            Ok(message) => kept.push(kept_of(&message)),
+            Err(KafkaError::PartitionEOF(partition)) => {
+                open.remove(&partition);
+            }
+            Err(error) if is_passing(&error) => {}
             Err(error) => return Err(error.into()),
-        };
-        if message.offset() + 1 == ends[usize::try_from(message.partition())?] {
-            open -= 1;
         }
-        kept.push(kept_of(&message));
     }
     kept.sort_by_key(|kept| kept.place);
     Ok(kept)
+}
+
+/// Reads a topic without transactions along with those who write it.
+pub struct Tail {
+    consumer: BaseConsumer,
+    topic: String,
+    /// Where each partition is read next.
+    next: Vec<i64>,
+}
+
+impl Tail {
+    /// Begins with the oldest records.
+    pub fn new(bootstrap: &str, topic: &str) -> Result<Tail> {
+        let consumer: BaseConsumer = config(bootstrap).set("group.id", "tail").create()?;
+        let partitions = partitions(&consumer, topic)?;
+        assign_all(&consumer, topic, partitions)?;
+        Ok(Tail { consumer, topic: topic.to_owned(), next: vec![0; usize::try_from(partitions)?] })
+    }
+
+    /// What has come since the last call, up to what is there now.
+    pub fn news(&mut self) -> Result<Vec<Kept>> {
+        let ends = ends_of(&self.consumer, &self.topic, i32::try_from(self.next.len())?)?;
+        let mut kept = Vec::new();
+        while self.next.iter().zip(&ends).any(|(next, end)| next < end) {
+            match self
+                .consumer
+                .poll(TIMEOUT)
+                .with_context(|| format!("`{}` ends earlier than it should", self.topic))?
+            {
+                Ok(message) => {
+                    self.next[usize::try_from(message.partition())?] = message.offset() + 1;
+                    kept.push(kept_of(&message));
+                }
+                Err(error) if is_passing(&error) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(kept)
+    }
+}
+
+/// Reads what is committed in a topic of one partition along with those who write it, in a thread of its own.
+pub struct Along {
+    seen: Arc<Mutex<BTreeSet<i64>>>,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Along {
+    /// Begins with the oldest record.
+    pub fn start(bootstrap: &str, topic: &str) -> Result<Along> {
+        let mut config = config(bootstrap);
+        let consumer: BaseConsumer =
+            config.set("group.id", "along").set("isolation.level", "read_committed").create()?;
+        assign_all(&consumer, topic, 1)?;
+        let (seen, stop) = (Arc::new(Mutex::new(BTreeSet::new())), Arc::new(AtomicBool::new(false)));
+        let (theirs, stopped) = (Arc::clone(&seen), Arc::clone(&stop));
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                match consumer.poll(POLL) {
+                    Some(Ok(message)) => {
+                        theirs.lock().unwrap_or_else(PoisonError::into_inner).insert(message.offset());
+                    }
+                    Some(Err(error)) if !is_passing(&error) => return Err(error.into()),
+                    Some(Err(_)) | None => {}
+                }
+            }
+            Ok(())
+        });
+        Ok(Along { seen, stop, thread })
+    }
+
+    /// Waits until as many were seen, or in vain; the offsets of all that were seen.
+    pub fn stop(self, expected: usize) -> Result<BTreeSet<i64>> {
+        let seen = || self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        // One who saw too little is a finding, and not a failure of this wait.
+        let waited = wait::until("one who reads along", TIMEOUT, || Ok((seen().len() >= expected).then_some(())));
+        if let Err(error) = waited {
+            eprintln!("{error:#}");
+        }
+        let offsets = seen().clone();
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow!("the reader panicked"))??;
+        Ok(offsets)
+    }
+}
+
+fn assign_all(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<()> {
+    let mut assignment = TopicPartitionList::new();
+    for partition in 0..partitions {
+        assignment.add_partition_offset(topic, partition, Offset::Beginning)?;
+    }
+    Ok(consumer.assign(&assignment)?)
+}
+
+/// Changes a setting of a topic.
+pub fn set(bootstrap: &str, topic: &str, key: &str, value: &str) -> Result<()> {
+    let admin: AdminClient<DefaultClientContext> = config(bootstrap).create()?;
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(key, value);
+    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+    for changed in runtime()?.block_on(admin.alter_configs(&[change], &options))? {
+        changed.map_err(|(_, code)| anyhow!("set `{key}` of `{topic}`: {code}"))?;
+    }
+    Ok(())
+}
+
+/// Whether there is such a topic.
+pub fn exists(bootstrap: &str, topic: &str) -> Result<bool> {
+    let consumer: BaseConsumer = config(bootstrap).create()?;
+    let metadata = metadata(&consumer, topic)?;
+    Ok(metadata.topics().first().is_some_and(|topic| !topic.partitions().is_empty()))
+}
+
+/// Waits until every partition of a topic has so many replicas in sync.
+pub fn wait_until_in_sync(bootstrap: &str, topic: &str, replicas: usize, deadline: Duration) -> Result<()> {
+    let consumer: BaseConsumer = config(bootstrap).create()?;
+    wait::until(&format!("{replicas} replicas of `{topic}` in sync"), deadline, || {
+        let metadata = metadata(&consumer, topic)?;
+        let all = metadata.topics().iter().flat_map(|topic| topic.partitions());
+        Ok(all.clone().all(|partition| partition.isr().len() >= replicas).then_some(()))
+    })
+}
+
+/// The brokers that have each partition, its leader first.
+pub fn replicas(bootstrap: &str, topic: &str) -> Result<Vec<Vec<i32>>> {
+    let consumer: BaseConsumer = config(bootstrap).create()?;
+    let metadata = metadata(&consumer, topic)?;
+    let topic = metadata.topics().first().context("the broker answers for the topic")?;
+    let mut partitions: Vec<_> = topic.partitions().iter().collect();
+    partitions.sort_by_key(|partition| partition.id());
+    let of = |partition: &&MetadataPartition| {
+        let mut replicas = partition.replicas().to_vec();
+        replicas.sort_by_key(|id| *id != partition.leader());
+        replicas
+    };
+    Ok(partitions.iter().map(of).collect())
 }
 
 /// Follows a topic from its beginning, as far as transactions are committed, and hears of each record once.
@@ -162,7 +306,21 @@ impl Follower {
 pub fn ends(bootstrap: &str, topic: &str) -> Result<Vec<i64>> {
     let consumer: BaseConsumer = config(bootstrap).create()?;
     let partitions = partitions(&consumer, topic)?;
-    (0..partitions).map(|partition| Ok(consumer.fetch_watermarks(topic, partition, TIMEOUT)?.1)).collect()
+    ends_of(&consumer, topic, partitions)
+}
+
+fn ends_of(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<Vec<i64>> {
+    // A partition whose leader has just died is asked for again.
+    let end = |partition: i32| {
+        wait::until("a partition's leader", ASK_DEADLINE, || {
+            match consumer.fetch_watermarks(topic, partition, ASK_TIMEOUT) {
+                Ok((_, end)) => Ok(Some(end)),
+                Err(error) if is_passing(&error) => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        })
+    };
+    (0..partitions).map(end).collect()
 }
 
 /// What a group has committed on a topic, by partition; `None` where it has committed nothing.
@@ -185,12 +343,17 @@ impl Group {
         Ok(Group { consumer, topic: topic.to_owned(), partitions })
     }
 
+    /// The end offset of each partition now.
+    pub fn ends(&self) -> Result<Vec<i64>> {
+        ends_of(&self.consumer, &self.topic, self.partitions)
+    }
+
     /// What it has committed now.
     pub fn committed(&self) -> Result<Vec<Option<i64>>> {
         let mut asked = TopicPartitionList::new();
         asked.add_partition_range(&self.topic, 0, self.partitions - 1);
-        let answer = wait::until("the group's coordinator", TIMEOUT, || {
-            match self.consumer.committed_offsets(asked.clone(), TIMEOUT) {
+        let answer = wait::until("the group's coordinator", ASK_DEADLINE, || {
+            match self.consumer.committed_offsets(asked.clone(), ASK_TIMEOUT) {
                 Ok(answer) => Ok(Some(answer)),
                 Err(error) if is_passing(&error) => Ok(None),
                 Err(error) => Err(error.into()),
@@ -223,7 +386,7 @@ impl Kept {
         };
         let partition = i32::try_from(number("tidemill.error.partition")?)?;
         let place = Place { partition, offset: number("tidemill.error.offset")? };
-        Ok(Stored { place, key: self.key.clone(), value: self.value.clone() })
+        Ok(Stored { place, written: self.place.offset, key: self.key.clone(), value: self.value.clone() })
     }
 }
 
@@ -237,8 +400,18 @@ fn kept_of(message: &BorrowedMessage<'_>) -> Kept {
     }
 }
 
+fn metadata(consumer: &BaseConsumer, topic: &str) -> Result<Metadata> {
+    wait::until("a broker that knows the topics", ASK_DEADLINE, || {
+        match consumer.fetch_metadata(Some(topic), ASK_TIMEOUT) {
+            Ok(metadata) => Ok(Some(metadata)),
+            Err(error) if is_passing(&error) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    })
+}
+
 fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<i32> {
-    let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT)?;
+    let metadata = metadata(consumer, topic)?;
     let found = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
     ensure!(found > 0, "there is no topic `{topic}`");
     Ok(i32::try_from(found)?)
@@ -247,15 +420,23 @@ fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<i32> {
 /// Whether an error is a client's normal life while a node ends or a coordinator moves.
 fn is_passing(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{
-        AllBrokersDown, BrokerTransportFailure, CoordinatorLoadInProgress, CoordinatorNotAvailable, NotCoordinator,
-        Resolve,
+        AllBrokersDown, BrokerNotAvailable, BrokerTransportFailure, CoordinatorLoadInProgress, CoordinatorNotAvailable,
+        DestroyBroker, LeaderNotAvailable, NotCoordinator, NotLeaderForPartition, OffsetNotAvailable,
+        OperationTimedOut, RequestTimedOut, Resolve,
     };
     let passing = [
         AllBrokersDown,
+        BrokerNotAvailable,
         BrokerTransportFailure,
         CoordinatorLoadInProgress,
         CoordinatorNotAvailable,
+        DestroyBroker,
+        LeaderNotAvailable,
         NotCoordinator,
+        NotLeaderForPartition,
+        OffsetNotAvailable,
+        OperationTimedOut,
+        RequestTimedOut,
         Resolve,
     ];
     error.rdkafka_error_code().is_some_and(|code| passing.contains(&code))
@@ -264,6 +445,8 @@ fn is_passing(error: &KafkaError) -> bool {
 fn config(bootstrap: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", bootstrap).set("enable.auto.commit", "false");
+    // A broker that is frozen is given up by its client before the test is.
+    config.set("socket.timeout.ms", "5000").set("topic.metadata.refresh.interval.ms", "2000");
     config
 }
 

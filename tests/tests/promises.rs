@@ -10,6 +10,7 @@ mod promises {
     mod groups;
     mod hostile;
     mod ingest;
+    mod ledgers;
     mod means;
     mod modes;
     mod offsets;

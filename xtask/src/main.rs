@@ -8,6 +8,7 @@ use clap::Parser;
 
 mod bench;
 mod demo;
+mod faults;
 mod guests;
 mod lint;
 mod serve;
@@ -21,6 +22,8 @@ enum Chore {
     Bench(bench::Args),
     /// Shows the main job: post, drop in a handler, swap another, count that nothing is lost
     Demo(demo::Args),
+    /// Holds every delivery promise under every fault, on real servers
+    Faults(faults::Args),
     /// Builds the guests' components from source
     Guests(guests::Args),
     /// Starts real Kafka and PostgreSQL on free ports until Ctrl-C
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
     let done = match Chore::parse() {
         Chore::Bench(args) => bench::run(&args),
         Chore::Demo(args) => demo::run(&args),
+        Chore::Faults(args) => faults::run(&args),
         Chore::Guests(args) => guests::run(&args),
         Chore::Lab(args) => serve::run(&args),
         Chore::Lint(args) => lint::run(&args),

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything, from the core's decisions to the promises on real servers.
 
-mod binaries;
-mod needs;
+pub(crate) mod binaries;
+pub(crate) mod needs;
 mod tally;
 
 use std::path::{Path, PathBuf};

@@ -9,6 +9,7 @@ use tidemill_core::record::TopicPartition;
 
 use super::Failure;
 use crate::broker::{Header, Outgoing, Producer, SendError, WhenFull};
+use crate::fault::Fault;
 use crate::metrics::HandlerMetrics;
 
 /// Where one handler's dead letters go.
@@ -52,6 +53,10 @@ impl DeadLetters {
         let offset = record.record.offset();
         let class = failure.class.name();
         let letter = self.letter(dead);
+        if Fault::LetterNotAwaited.is_on() {
+            drop(producer.send(vec![letter], WhenFull::Wait));
+            return;
+        }
         let mut bare = false;
         let mut delay = DELAY_MIN;
         loop {

@@ -3,7 +3,7 @@ use super::*;
 #[test]
 fn all_stored_once_is_well() {
     let summary = check(&evidence(&[0, 1, 2], &[0, 1, 2]), 0).unwrap();
-    assert_eq!(summary, Summary { acked: 3, stored: 3, dead: 0, repeated: 0 });
+    assert_eq!(summary, Summary { acked: 3, stored: 3, ..Summary::default() });
 }
 
 #[test]
@@ -75,9 +75,51 @@ fn a_commit_that_falls_or_runs_ahead_is_seen() {
     faulty(ahead, |fault| matches!(fault, Fault::CommitAhead { committed: 2, unsettled: 1, .. }));
 }
 
+#[test]
+fn what_may_be_lost_is_counted_and_no_fault() {
+    let loses_one = evidence(&[0, 1], &[1]);
+    let verdict = judge(&loses_one, &Allowed { losses: 1, ..Allowed::default() });
+    assert_eq!((verdict.summary.lost, verdict.faults.0.len()), (1, 0));
+    assert_eq!(judge(&loses_one, &Allowed::default()).faults.checks(), ["nothing lost"]);
+}
+
+#[test]
+fn what_the_log_itself_forgot_is_not_lost() {
+    let mut expired = evidence(&[0, 1, 2], &[2]);
+    expired.commits = vec![commit(3, 2)];
+    expired.expired.insert(0, 2);
+    check(&expired, 0).unwrap();
+    expired.expired.insert(0, 1);
+    faulty(expired, |fault| matches!(fault, Fault::Lost(body) if body.seq == 1));
+}
+
+#[test]
+fn a_redelivery_from_below_a_commit_is_seen() {
+    let mut again = evidence(&[0, 1, 2], &[0, 1, 1, 2]);
+    let standing = |written, committed| Standing { written, committed: BTreeMap::from([(0, committed)]) };
+    again.moments = vec![standing(1, 1)];
+    check(&again, 1).unwrap();
+    again.moments = vec![standing(1, 2)];
+    faulty_within(again.clone(), 1, |fault| matches!(fault, Fault::Reread(place) if place.offset == 1));
+    // What was stored again before the fault is not its doing.
+    again.moments = vec![standing(2, 2)];
+    check(&again, 1).unwrap();
+}
+
+#[test]
+fn one_who_read_along_and_saw_something_else_is_believed() {
+    let mut watched = evidence(&[0, 1], &[0, 1]);
+    watched.read_along = Some(BTreeSet::from([0, 1]));
+    check(&watched, 0).unwrap();
+    watched.read_along = Some(BTreeSet::from([0, 1, 2]));
+    faulty(watched, |fault| matches!(fault, Fault::ReadersDiffer(1)));
+}
+
 fn evidence(sent: &[i64], order: &[i64]) -> Evidence {
     let sent = sent.iter().map(|offset| (body(*offset), Fate::Acked(place(*offset)))).collect();
-    Evidence { sent, stored: order.iter().copied().map(stored).collect(), ..Evidence::default() }
+    let written =
+        |(written, offset): (usize, &i64)| Stored { written: i64::try_from(written).unwrap(), ..stored(*offset) };
+    Evidence { sent, stored: order.iter().enumerate().map(written).collect(), ..Evidence::default() }
 }
 
 fn body(offset: i64) -> Body {
@@ -89,7 +131,7 @@ fn place(offset: i64) -> Place {
 }
 
 fn stored(offset: i64) -> Stored {
-    Stored { place: place(offset), key: Some(b"k".to_vec()), value: Some(body(offset).to_bytes()) }
+    Stored { place: place(offset), written: 0, key: Some(b"k".to_vec()), value: Some(body(offset).to_bytes()) }
 }
 
 fn commit(offset: i64, unsettled: i64) -> Commit {

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use tests::books::{self, Books, Errors};
 use tests::client::Load;
 use tests::host::{Handler, Host, Setup};
 use tests::ledger::Ledger;
@@ -17,6 +16,8 @@ use tidemill::store::Sql;
 use tidemill::store::sqlite::{self, Sqlite};
 use xtask::lab::postgres::Postgres;
 use xtask::lab::wait;
+
+use super::ledgers::{self as books, Books, Errors};
 
 const DEADLINE: Duration = Duration::from_secs(120);
 const PARTITIONS: i32 = 4;

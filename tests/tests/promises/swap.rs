@@ -31,11 +31,12 @@ fn a_swap_every_second_under_load_loses_and_repeats_nothing() -> Result<()> {
     let (ingest, topic, ledger) = (host.ingest()?, scenario.topic.clone(), scenario.ledger.clone());
     let load = Load { keys: 200, ..Load::batches("load", 4_000) }.rate(400.0);
     let load = thread::spawn(move || load.send(&ingest, &topic, &ledger));
+    let (store, flaky) = (host::guest_bytes("store")?, host::guest_bytes("flaky")?);
     let mut swaps = 0;
     while !load.is_finished() {
         swaps += 1;
-        host.swap_bytes(&scenario.handler, &build("store", swaps)?)?;
-        host.swap_bytes("flaky", &build("flaky", swaps)?)?;
+        host.swap_bytes(&scenario.handler, &host::with_another_digest(&store, swaps))?;
+        host.swap_bytes("flaky", &host::with_another_digest(&flaky, swaps))?;
         thread::sleep(Duration::from_secs(1));
     }
     let report = load.join().ok().context("the client panicked")??;
@@ -87,14 +88,4 @@ fn a_file_that_is_no_good_guest_changes_nothing() -> Result<()> {
     assert_eq!(host.metrics()?.sum("tidemill_guest_swaps_total", &[]), 0.0);
     scenario.judge(Vec::new(), 0)??;
     Ok(())
-}
-
-/// The same guest with another digest: a custom section, which says nothing, is added at its end.
-fn build(guest: &str, number: u32) -> Result<Vec<u8>> {
-    let mut bytes = host::guest_bytes(guest)?;
-    let name = format!("build {number:08}");
-    let name_length = u8::try_from(name.len())?;
-    bytes.extend([0, name_length + 1, name_length]);
-    bytes.extend(name.as_bytes());
-    Ok(bytes)
 }

@@ -5,7 +5,7 @@ mod jars;
 use std::fmt::Write;
 use std::fs;
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(20);
 const SETTINGS: &str = "\
 process.roles=broker,controller
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,FRONT:PLAINTEXT
 inter.broker.listener.name=PLAINTEXT
 auto.create.topics.enable=false
 num.partitions=1
@@ -48,6 +48,17 @@ log.retention.check.interval.ms=5000
 log.segment.delete.delay.ms=1000
 ";
 
+/// What a cluster is made of.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Nodes that are brokers and controllers: 1 or 3.
+    pub nodes: u16,
+    /// Where the lone node keeps its records, instead of in a temporary folder.
+    pub data: Option<PathBuf>,
+    /// Whether rights can be taken from clients. All have all until then.
+    pub authorizes: bool,
+}
+
 /// A cluster of its own. Dropping it kills its nodes and removes their data; so does our death.
 pub struct Kafka {
     nodes: Vec<Node>,
@@ -56,26 +67,52 @@ pub struct Kafka {
 
 struct Node {
     id: u16,
-    port: u16,
+    ports: Ports,
     process: Process,
+}
+
+/// Where a node listens.
+#[derive(Debug, Clone, Copy)]
+struct Ports {
+    clients: u16,
+    controllers: u16,
+    /// For clients that come through a proxy, and where they are told that the node is.
+    behind: u16,
+    front: u16,
+}
+
+/// Where a proxy has to listen for a node, and where to pass on to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Front {
+    /// What clients are told.
+    pub port: u16,
+    /// What the node listens on.
+    pub to: u16,
 }
 
 impl Kafka {
     /// Starts 1 or 3 nodes, fetching the jars first if they are not there, and waits until they serve.
     pub fn start_nodes(count: u16) -> Result<Kafka> {
+        Kafka::start_with(&Options { nodes: count, ..Options::default() })
+    }
+
+    /// The same, made as it is said.
+    pub fn start_with(options: &Options) -> Result<Kafka> {
+        let count = options.nodes;
         ensure!(matches!(count, 1 | 3), "a cluster has 1 or 3 nodes, not {count}");
+        ensure!(count == 1 || options.data.is_none(), "only a lone node can be told where to keep its records");
         let jars = jars::fetched()?;
         let folder = tempfile::Builder::new().prefix("tidemill-kafka-").tempdir()?;
-        let ports = port::free::<6>()?;
+        let ports = port::free::<12>()?;
         let cluster = cluster_id();
-        let plan: Vec<(u16, u16, u16)> =
-            (1..=count).zip(ports.chunks(2)).map(|(id, pair)| (id, pair[0], pair[1])).collect();
-        let voters: Vec<String> = plan.iter().map(|(id, _, control)| format!("{id}@127.0.0.1:{control}")).collect();
+        let plan: Vec<(u16, Ports)> = (1..=count).zip(ports.chunks(4).map(Ports::of)).collect();
+        let voters: Vec<String> =
+            plan.iter().map(|(id, ports)| format!("{id}@127.0.0.1:{}", ports.controllers)).collect();
         let mut formats = Vec::new();
-        for (id, port, control) in &plan {
+        for (id, ports) in &plan {
             let properties = folder.path().join(format!("node{id}.properties"));
-            let data = folder.path().join(format!("node{id}.data"));
-            let text = properties_of(*id, count, (*port, *control), &voters.join(","), &data.to_string_lossy());
+            let data = options.data.clone().unwrap_or_else(|| folder.path().join(format!("node{id}.data")));
+            let text = properties_of(*id, options, *ports, &voters.join(","), &data.to_string_lossy());
             fs::write(&properties, text)?;
             let mut format = java(&jars, &["-XX:TieredStopAtLevel=1", "-Xmx128m"])?;
             format.args(["kafka.tools.StorageTool", "format", "-t", &cluster, "-c"]).arg(&properties);
@@ -87,9 +124,9 @@ impl Kafka {
             ensure!(status.success(), "kafka's storage could not be formatted: {status}\n{}", format.log_tail());
         }
         let mut kafka = Kafka { nodes: Vec::new(), folder };
-        for (id, port, _) in plan {
+        for (id, ports) in plan {
             let process = kafka.launch(id)?;
-            kafka.nodes.push(Node { id, port, process });
+            kafka.nodes.push(Node { id, ports, process });
         }
         kafka.nodes.iter_mut().try_for_each(Node::wait_until_serving)?;
         Ok(kafka)
@@ -97,8 +134,27 @@ impl Kafka {
 
     /// The value of `bootstrap.servers`.
     pub fn bootstrap(&self) -> String {
-        let servers: Vec<String> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
-        servers.join(",")
+        addresses(self.nodes.iter().map(|node| node.ports.clients))
+    }
+
+    /// The same for clients that go through proxies, which the caller starts: one for each of [`Kafka::fronts`].
+    pub fn bootstrap_of_fronts(&self) -> String {
+        addresses(self.nodes.iter().map(|node| node.ports.front))
+    }
+
+    /// Where the proxies have to be.
+    pub fn fronts(&self) -> Vec<Front> {
+        self.nodes.iter().map(|node| Front { port: node.ports.front, to: node.ports.behind }).collect()
+    }
+
+    /// Runs one of Kafka's own commands, such as `AclCommand`, and answers what it printed.
+    pub fn command(&self, class: &str, arguments: &[&str]) -> Result<String> {
+        let mut command = java(&jars::fetched()?, &["-XX:TieredStopAtLevel=1", "-Xmx128m"])?;
+        command.arg(format!("org.apache.kafka.tools.{class}")).args(["--bootstrap-server", &self.bootstrap()]);
+        let output = command.args(arguments).output().with_context(|| format!("run Kafka's `{class}`"))?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success(), "`{class}` failed: {text}{}", String::from_utf8_lossy(&output.stderr));
+        Ok(text)
     }
 
     /// SIGKILL: the node loses its memory, not its disk.
@@ -120,6 +176,11 @@ impl Kafka {
         let node = self.node(id)?;
         node.process = process;
         node.wait_until_serving()
+    }
+
+    /// Whether a node has ended, by itself or by us.
+    pub fn has_ended(&mut self, id: u16) -> Result<bool> {
+        Ok(self.node(id)?.process.exited()?.is_some())
     }
 
     /// SIGSTOP: connections stay open and nobody answers.
@@ -163,7 +224,7 @@ impl Node {
                 bail!("kafka node {} ended by itself: {status}", self.id);
             }
             let says_so = self.process.log().contains("Kafka Server started");
-            Ok((says_so && TcpStream::connect(("127.0.0.1", self.port)).is_ok()).then_some(()))
+            Ok((says_so && TcpStream::connect(("127.0.0.1", self.ports.clients)).is_ok()).then_some(()))
         });
         served.with_context(|| self.process.log_tail())
     }
@@ -173,14 +234,32 @@ fn farewell(folder: &TempDir) -> Farewell<'_> {
     Farewell { signal: Signal::SIGKILL, leftovers: Some(folder.path()) }
 }
 
-fn properties_of(id: u16, nodes: u16, (port, control): (u16, u16), voters: &str, data: &str) -> String {
+impl Ports {
+    /// # Panics
+    /// When there are not four.
+    fn of(free: &[u16]) -> Ports {
+        let [clients, controllers, behind, front] = *free else { panic!("a node has four ports") };
+        Ports { clients, controllers, behind, front }
+    }
+}
+
+fn addresses(ports: impl Iterator<Item = u16>) -> String {
+    ports.map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>().join(",")
+}
+
+fn properties_of(id: u16, options: &Options, ports: Ports, voters: &str, data: &str) -> String {
+    let nodes = options.nodes;
     let in_sync = if nodes > 1 { 2 } else { 1 };
+    let Ports { clients, controllers, behind, front } = ports;
     let mut text = String::from(SETTINGS);
     let mut set = |key: &str, value: &str| writeln!(text, "{key}={value}").expect("a string takes everything");
     set("node.id", &id.to_string());
     set("controller.quorum.voters", voters);
-    set("listeners", &format!("PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{control}"));
-    set("advertised.listeners", &format!("PLAINTEXT://127.0.0.1:{port}"));
+    set(
+        "listeners",
+        &format!("PLAINTEXT://127.0.0.1:{clients},FRONT://127.0.0.1:{behind},CONTROLLER://127.0.0.1:{controllers}"),
+    );
+    set("advertised.listeners", &format!("PLAINTEXT://127.0.0.1:{clients},FRONT://127.0.0.1:{front}"));
     set("log.dirs", data);
     set("default.replication.factor", &nodes.to_string());
     set("min.insync.replicas", &in_sync.to_string());
@@ -189,6 +268,10 @@ fn properties_of(id: u16, nodes: u16, (port, control): (u16, u16), voters: &str,
     set("transaction.state.log.min.isr", &in_sync.to_string());
     set("share.coordinator.state.topic.replication.factor", &nodes.to_string());
     set("share.coordinator.state.topic.min.isr", &in_sync.to_string());
+    if options.authorizes {
+        set("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer");
+        set("allow.everyone.if.no.acl.found", "true");
+    }
     text
 }
 

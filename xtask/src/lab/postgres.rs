@@ -59,6 +59,11 @@ impl Postgres {
         format!("postgres://tidemill@127.0.0.1:{}/{database}", self.port)
     }
 
+    /// Where it listens on loopback.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Stops it as an administrator would: connections are ended, data is safe.
     pub fn stop(&mut self) -> Result<()> {
         self.process.signal(Signal::SIGINT)?;
@@ -69,6 +74,11 @@ impl Postgres {
     /// SIGKILL: it will have to recover from its log.
     pub fn kill(&mut self) -> Result<()> {
         self.process.kill()
+    }
+
+    /// Whether it has ended, by itself or by us.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.process.exited()?.is_some())
     }
 
     /// Starts it again on the same port and data.

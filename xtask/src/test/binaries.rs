@@ -69,6 +69,15 @@ pub(crate) fn build() -> Result<Vec<Binary>> {
     Ok(binaries)
 }
 
+/// Builds the binary `tidemill` and the program that has the faults, with the same choice of features; answers that program.
+pub(crate) fn build_faults() -> Result<PathBuf> {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(tree::root());
+    cargo.args(["build", "--locked", "--workspace", "--bin", "tidemill", "--bin", "faults"]).args(FEATURES);
+    ensure!(cargo.status()?.success(), "the host and the faults could not be built");
+    Ok(tree::target().join("debug/faults"))
+}
+
 fn binary(message: &Value) -> Option<Binary> {
     if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
         return None;

@@ -58,12 +58,21 @@ const NEEDS: &[Need] = &[
     },
 ];
 
-/// Installs what is missing, saying so first; or names the commands and fails.
+/// Installs what the tests lack, saying so first; or names the commands and fails.
 pub(super) fn meet(args: &Args) -> Result<()> {
-    let missing: Vec<&Need> =
-        NEEDS.iter().filter(|need| (!args.fast || !need.for_promises) && !(need.is_met)()).collect();
-    let packages: Vec<&str> = missing.iter().flat_map(|need| need.packages).copied().collect();
     let lists_missing = args.bootstrap && !args.fast && !debian_knows_wasm_toolchain();
+    provide(!args.fast, lists_missing, !args.no_install)
+}
+
+/// The same for what runs the host on real servers.
+pub(crate) fn meet_for_promises() -> Result<()> {
+    provide(true, false, true)
+}
+
+fn provide(for_promises: bool, lists_missing: bool, may_install: bool) -> Result<()> {
+    let missing: Vec<&Need> =
+        NEEDS.iter().filter(|need| (for_promises || !need.for_promises) && !(need.is_met)()).collect();
+    let packages: Vec<&str> = missing.iter().flat_map(|need| need.packages).copied().collect();
     if missing.is_empty() && !lists_missing {
         return Ok(());
     }
@@ -74,7 +83,7 @@ pub(super) fn meet(args: &Args) -> Result<()> {
     let install = [&["apt-get", "install", "-y", "--no-install-recommends"], packages.as_slice()].concat();
     let mut commands = vec![update];
     commands.extend((!packages.is_empty()).then_some(install));
-    if args.no_install || !is_debian() || !is_root() {
+    if !may_install || !is_debian() || !is_root() {
         for command in &commands {
             eprintln!("run as root: {}", command.join(" "));
         }

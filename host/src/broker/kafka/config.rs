@@ -76,7 +76,11 @@ impl TryFrom<AcksKey> for Acks {
 }
 
 /// Ours under the operator's, for all clients.
-const DEFAULTS: &[(&str, &str)] = &[("client.id", "tidemill")];
+const DEFAULTS: &[(&str, &str)] = &[
+    ("client.id", "tidemill"),
+    // librdkafka's 10 s would be added to the end of every outage: a broker that is back is found within a second.
+    ("reconnect.backoff.max.ms", "1000"),
+];
 
 /// Ours under the operator's, for consumers.
 const CONSUMER_DEFAULTS: &[(&str, &str)] = &[

@@ -5,13 +5,17 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
 
 use crate::tree;
 
 /// The folder with the jars, which Maven fills on the first call.
 pub(super) fn fetched() -> Result<PathBuf> {
     let home = tree::target().join("kafka-lab");
-    let jars = home.join("libs");
+    let wanted = tree::root().join("xtask/lab/pom.xml");
+    // Another list of jars is another folder.
+    let digest: String = Sha256::digest(fs::read(&wanted)?).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let jars = home.join(format!("libs-{digest}"));
     if jars.exists() {
         return Ok(jars);
     }
@@ -22,10 +26,10 @@ pub(super) fn fetched() -> Result<PathBuf> {
         return Ok(jars);
     }
     eprintln!("fetching Apache Kafka from Maven Central into {} (55 MB, once)", jars.display());
-    let partial = home.join("libs.partial");
+    let partial = home.join(format!("libs-{digest}.partial"));
     let status = Command::new("mvn")
         .args(["-q", "-B", "-f"])
-        .arg(tree::root().join("xtask/lab/pom.xml"))
+        .arg(&wanted)
         .args(["dependency:copy-dependencies", "-DincludeScope=runtime"])
         .arg(format!("-DoutputDirectory={}", partial.display()))
         .status()

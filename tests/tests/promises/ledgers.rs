@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tidemill::store::{Connection, Value};
 
-use crate::ledger::{Fate, Ledger, Place};
-use crate::sink::Sink;
+use tests::ledger::{Fate, Ledger, Place};
+use tests::sink::Sink;
 
 /// The tables, in words that are good for every database.
 const SCHEMA: &str = "\
@@ -19,7 +19,7 @@ CREATE TABLE accounts (account TEXT NOT NULL PRIMARY KEY, entries BIGINT NOT NUL
 
 /// What was booked.
 #[derive(Debug, Default)]
-pub struct Books {
+pub(crate) struct Books {
     /// How often each record has an entry, wherever it came from.
     entries: BTreeMap<Place, usize>,
     /// Each account's sum.
@@ -28,15 +28,15 @@ pub struct Books {
 
 /// What is wrong with the books.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Errors {
+pub(crate) struct Errors {
     /// Records that were acknowledged and have no entry.
-    pub missing: Vec<Place>,
+    pub(crate) missing: Vec<Place>,
     /// Records with more than one entry.
-    pub repeated: Vec<Place>,
+    pub(crate) repeated: Vec<Place>,
     /// Entries of what nobody sent.
-    pub invented: Vec<Place>,
+    pub(crate) invented: Vec<Place>,
     /// Accounts whose sum is not that of their records: the sum, and what it should be.
-    pub wrong_sums: BTreeMap<String, (usize, usize)>,
+    pub(crate) wrong_sums: BTreeMap<String, (usize, usize)>,
 }
 
 impl fmt::Display for Errors {
@@ -50,7 +50,7 @@ impl fmt::Display for Errors {
 impl std::error::Error for Errors {}
 
 /// The migration for PostgreSQL, with entries that take this long, and commits that take this long for each entry.
-pub fn schema(entry: Duration, commit: Duration) -> String {
+pub(crate) fn schema(entry: Duration, commit: Duration) -> String {
     let nap = |name: &str, delay: Duration, trigger: &str| {
         if delay.is_zero() {
             return String::new();
@@ -67,7 +67,7 @@ pub fn schema(entry: Duration, commit: Duration) -> String {
 }
 
 /// The migration for SQLite, with entries that take about a millisecond: it has no other way to wait than to count.
-pub fn schema_for_sqlite() -> String {
+pub(crate) fn schema_for_sqlite() -> String {
     format!(
         "{SCHEMA}CREATE TRIGGER slow_entry AFTER INSERT ON entries BEGIN\n\
          SELECT count(*) FROM (WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 5000) SELECT n FROM c);\nEND;\n"
@@ -76,7 +76,7 @@ pub fn schema_for_sqlite() -> String {
 
 impl Books {
     /// Reads them from PostgreSQL, in one snapshot.
-    pub fn in_postgres(sink: &Sink) -> Result<Books> {
+    pub(crate) fn in_postgres(sink: &Sink) -> Result<Books> {
         // One statement, so that entries and sums are of one moment.
         let rows = sink.query(
             "SELECT record_id, NULL::BIGINT FROM entries UNION ALL SELECT account, entries FROM accounts",
@@ -90,7 +90,7 @@ impl Books {
     }
 
     /// Reads them from a connection.
-    pub async fn on(connection: &mut dyn Connection) -> Result<Books> {
+    pub(crate) async fn on(connection: &mut dyn Connection) -> Result<Books> {
         let mut books = Books::default();
         let select = "SELECT record_id, NULL FROM entries UNION ALL SELECT account, entries FROM accounts";
         let rows = connection.query(select.to_owned(), Vec::new()).await?;
@@ -116,12 +116,12 @@ impl Books {
     }
 
     /// How many entries there are, repeated ones too.
-    pub fn entries(&self) -> usize {
+    pub(crate) fn entries(&self) -> usize {
         self.entries.values().sum()
     }
 
     /// Compares the books with what was sent: every acknowledged record once, and nothing else.
-    pub fn check(&self, ledger: &Ledger) -> Result<usize, Errors> {
+    pub(crate) fn check(&self, ledger: &Ledger) -> Result<usize, Errors> {
         let mut errors = Errors::default();
         let (mut sent, mut sums) = (BTreeMap::new(), BTreeMap::<String, usize>::new());
         for (body, fate) in ledger.fates() {
@@ -147,7 +147,7 @@ impl Books {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::Body;
+    use tests::ledger::Body;
 
     const AT: fn(i64) -> Place = |offset| Place { partition: 0, offset };
 

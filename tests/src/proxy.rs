@@ -1,0 +1,275 @@
+//! A TCP proxy on loopback that can be told to be slow, to say nothing, or to cut what goes through it.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// How long a thread waits for bytes or connections before it looks whether something has changed.
+const TURN: Duration = Duration::from_millis(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// More connections at a time are closed at once.
+const CONNECTIONS_MAX: usize = 512;
+const CHUNK_BYTES: usize = 64 << 10;
+
+/// What becomes of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    /// They go through.
+    Open,
+    /// They go through after so long; what follows is not held up further.
+    Slow(Duration),
+    /// Connections stay open, take everything and carry nothing, as behind a router that was switched off. Those that
+    /// have lost bytes so are reset when the link is back.
+    Silent,
+    /// Connections are reset, and new ones as soon as they are made.
+    Cut,
+}
+
+/// A proxy. Dropping it cuts what goes through it.
+pub struct Proxy {
+    port: u16,
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    link: Link,
+    /// Counts changes of the link: a connection that was made, or has lost bytes, before one is told by it.
+    changes: u64,
+    connections: usize,
+    carried: u64,
+    ended: bool,
+}
+
+impl Proxy {
+    /// Listens on a port and passes on to another; both on loopback.
+    pub fn start(port: u16, to: u16) -> Result<Proxy> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).with_context(|| format!("listen on {port}"))?;
+        listener.set_nonblocking(true)?;
+        let port = listener.local_addr()?.port();
+        let state = State { link: Link::Open, changes: 0, connections: 0, carried: 0, ended: false };
+        let state = Arc::new(Mutex::new(state));
+        let shared = Arc::clone(&state);
+        thread::spawn(move || accept(&listener, to, &shared));
+        Ok(Proxy { port, state })
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Changes the link from now on, for old connections and new ones.
+    pub fn set(&self, link: Link) {
+        let mut state = locked(&self.state);
+        state.link = link;
+        state.changes += 1;
+    }
+
+    /// How many connections go through it now.
+    pub fn connections(&self) -> usize {
+        locked(&self.state).connections
+    }
+
+    /// How many bytes went through it, both ways.
+    pub fn carried(&self) -> u64 {
+        locked(&self.state).carried
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        locked(&self.state).ended = true;
+    }
+}
+
+fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn accept(listener: &TcpListener, to: u16, state: &Arc<Mutex<State>>) {
+    loop {
+        let (link, connections, ended) = {
+            let state = locked(state);
+            (state.link, state.connections, state.ended)
+        };
+        if ended {
+            return;
+        }
+        match listener.accept() {
+            // Dropped at once, which the peer sees as a reset or an end.
+            Ok(_) if link == Link::Cut || connections >= CONNECTIONS_MAX => {}
+            Ok((front, _)) => {
+                let state = Arc::clone(state);
+                thread::spawn(move || carry(front, to, &state));
+            }
+            Err(_) => thread::sleep(TURN),
+        }
+    }
+}
+
+/// One connection, both ways, until an end or the link closes it.
+fn carry(front: TcpStream, to: u16, state: &Arc<Mutex<State>>) {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, to));
+    let Ok(back) = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) else { return };
+    let (Ok(front_too), Ok(back_too)) = (front.try_clone(), back.try_clone()) else { return };
+    locked(state).connections += 1;
+    thread::scope(|scope| {
+        scope.spawn(|| one_way(front, back, state));
+        one_way(back_too, front_too, state);
+    });
+    locked(state).connections -= 1;
+}
+
+/// Carries bytes one way. Whatever ends it ends the other way too.
+fn one_way(mut from: TcpStream, mut to: TcpStream, state: &Mutex<State>) {
+    // A way that can't be set up, read or written is at its end; the connection's peers learn it by the shutdown.
+    let ready = from.set_nodelay(true).and_then(|()| to.set_nodelay(true)).and(from.set_read_timeout(Some(TURN)));
+    if ready.is_ok() {
+        carry_bytes(&mut from, &mut to, state);
+    }
+    for socket in [&from, &to] {
+        if socket.shutdown(Shutdown::Both).is_err() {
+            // It was closed by its peer or by the other way.
+        }
+    }
+}
+
+fn carry_bytes(from: &mut TcpStream, to: &mut TcpStream, state: &Mutex<State>) {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    // Since which change bytes were lost.
+    let mut lost: Option<u64> = None;
+    loop {
+        let (link, changes, ended) = {
+            let state = locked(state);
+            (state.link, state.changes, state.ended)
+        };
+        if ended || link == Link::Cut || lost.is_some_and(|since| since != changes) {
+            return;
+        }
+        let count = match from.read(&mut chunk) {
+            Ok(0) => return,
+            Ok(count) => count,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
+            Err(_) => return,
+        };
+        // It may have changed while nothing came.
+        let (link, changes) = {
+            let state = locked(state);
+            (state.link, state.changes)
+        };
+        match link {
+            Link::Silent => {
+                lost = Some(changes);
+                continue;
+            }
+            Link::Slow(delay) => wait(delay, state),
+            Link::Open => {}
+            Link::Cut => return,
+        }
+        if to.write_all(&chunk[..count]).is_err() {
+            return;
+        }
+        locked(state).carried += count as u64;
+    }
+}
+
+/// Waits, but no longer than the link stays slow.
+fn wait(delay: Duration, state: &Mutex<State>) {
+    let due = Instant::now() + delay;
+    while Instant::now() < due && matches!(locked(state).link, Link::Slow(_)) {
+        thread::sleep(TURN.min(due.saturating_duration_since(Instant::now())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use xtask::lab::wait;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// A server that sends back what it is sent, a proxy before it, and a client behind that.
+    struct Line {
+        proxy: Proxy,
+        client: TcpStream,
+    }
+
+    impl Line {
+        fn new() -> Line {
+            let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+            let port = server.local_addr().expect("an address").port();
+            thread::spawn(move || {
+                for stream in server.incoming() {
+                    let Ok(mut stream) = stream else { return };
+                    thread::spawn(move || {
+                        let mut echo = stream.try_clone().expect("a socket has clones");
+                        std::io::copy(&mut stream, &mut echo)
+                    });
+                }
+            });
+            let proxy = Proxy::start(0, port).expect("a proxy");
+            let client = connected(&proxy);
+            Line { proxy, client }
+        }
+
+        fn echoes(&mut self) -> bool {
+            let mut answer = [0; 4];
+            self.client.write_all(b"ping").is_ok() && self.client.read_exact(&mut answer).is_ok() && &answer == b"ping"
+        }
+    }
+
+    fn connected(proxy: &Proxy) -> TcpStream {
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port())).expect("the proxy takes connections");
+        client.set_read_timeout(Some(Duration::from_millis(300))).expect("a timeout");
+        client
+    }
+
+    #[test]
+    fn an_open_link_carries_both_ways_and_counts() {
+        let mut line = Line::new();
+        assert!(line.echoes());
+        wait::until("the count", PATIENCE, || Ok((line.proxy.carried() == 8).then_some(()))).expect("8 bytes");
+    }
+
+    #[test]
+    fn a_slow_link_takes_its_time_both_ways() {
+        let mut line = Line::new();
+        assert!(line.echoes());
+        line.proxy.set(Link::Slow(Duration::from_millis(60)));
+        let started = Instant::now();
+        assert!(line.echoes());
+        assert!(started.elapsed() >= Duration::from_millis(120));
+    }
+
+    #[test]
+    fn a_silent_link_takes_everything_and_is_reset_afterwards() {
+        let mut line = Line::new();
+        assert!(line.echoes());
+        line.proxy.set(Link::Silent);
+        assert!(!line.echoes(), "nobody answers, and the connection is open");
+        assert_eq!(line.proxy.connections(), 1);
+        line.proxy.set(Link::Open);
+        wait::until("the reset", PATIENCE, || Ok((line.proxy.connections() == 0).then_some(()))).expect("it is reset");
+        line.client = connected(&line.proxy);
+        assert!(line.echoes());
+    }
+
+    #[test]
+    fn a_cut_link_ends_old_connections_and_takes_no_new_ones() {
+        let mut line = Line::new();
+        assert!(line.echoes());
+        line.proxy.set(Link::Cut);
+        wait::until("the cut", PATIENCE, || Ok((line.proxy.connections() == 0).then_some(()))).expect("it is cut");
+        assert!(!line.echoes());
+        line.client = connected(&line.proxy);
+        assert!(!line.echoes());
+        line.proxy.set(Link::Open);
+        line.client = connected(&line.proxy);
+        assert!(line.echoes());
+    }
+}
