@@ -5,11 +5,12 @@
 
 use std::time::Duration;
 
-use tidemill_core::partition::{CallRecord, Verdict};
+use tidemill_core::partition::CallRecord;
 use tidemill_core::record::TopicPartition;
+use tokio_util::sync::CancellationToken;
 
 use crate::guest::{Called, Handler, Outcome, Reason};
-use crate::settle::Settler;
+use crate::settle::{Settled, Settler};
 
 /// What the host promises around a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -40,6 +41,8 @@ pub struct Attempt {
     pub delivery: &'static str,
     /// What the host promises around it.
     pub guarantee: Guarantee,
+    /// Once the partition is revoked: what can't end soon is left to whoever gets the partition next.
+    pub revoked: CancellationToken,
     /// What the guest's host calls did.
     pub effects: Effects,
 }
@@ -63,14 +66,15 @@ impl Attempt {
         guarantee: Guarantee,
         deadline: Duration,
     ) -> Self {
-        Self { from, epoch, records, deadline, delivery: "live", guarantee, effects: Effects::default() }
+        let (revoked, effects) = (CancellationToken::new(), Effects::default());
+        Self { from, epoch, records, deadline, delivery: "live", guarantee, revoked, effects }
     }
 }
 
-/// Runs one attempt to its end: the guest's call, then settling what it said. Returns one verdict for each record.
+/// Runs one attempt to its end: the guest's call, then settling what it said.
 ///
 /// `slot` is given back as soon as the guest has returned: waiting for acknowledgements takes no instance.
-pub async fn run<S>(handler: &dyn Handler, settler: &Settler, mut attempt: Attempt, slot: S) -> Vec<Verdict> {
+pub async fn run<S>(handler: &dyn Handler, settler: &Settler, mut attempt: Attempt, slot: S) -> Settled {
     let called = call(handler, &mut attempt).await;
     drop(slot);
     settler.settle(&attempt, called).await
@@ -84,7 +88,7 @@ async fn call(handler: &dyn Handler, attempt: &mut Attempt) -> Called {
     let all = std::mem::take(&mut attempt.records);
     attempt.records = all.iter().filter(|record| !record.record.malformed()).cloned().collect();
     let mut called = if attempt.records.is_empty() {
-        Called { revision: "none".into(), took: Duration::ZERO, outcomes: Ok(Vec::new()) }
+        Called { revision: handler.revision(), took: Duration::ZERO, outcomes: Ok(Vec::new()) }
     } else {
         handler.call(attempt).await
     };

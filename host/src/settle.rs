@@ -1,19 +1,22 @@
-//! Room 5: outcome → outputs, retry or dead letter, then one verdict for each record.
+//! Room 5: outcome → outputs, retry or what the handler's policy says, then one verdict for each record.
 //!
 //! A record is settled when its outputs, or its dead letter, are acknowledged; nothing is settled before.
 
 mod dead_letter;
+pub mod letter;
+mod told;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tidemill_core::lanes::LaneId;
 use tidemill_core::partition::{CallRecord, Verdict};
-use tidemill_core::retry::{Class, Decision, RetryPolicy};
-use tokio::time::Instant;
+use tidemill_core::record::Offset;
+use tidemill_core::retry::{Class, Decision, Exhausted, Failed, RetryPolicy};
 
-use self::dead_letter::Dead;
 pub use self::dead_letter::DeadLetters;
+use self::letter::Dead;
+use self::told::Told;
 use crate::attempt::Attempt;
 use crate::broker::{Outgoing, Producer, SendError, WhenFull};
 use crate::guest::{CallError, Called, Outcome, Reason};
@@ -25,12 +28,36 @@ pub struct Settler {
     policy: RetryPolicy,
     dead_letters: DeadLetters,
     metrics: Arc<HandlerMetrics>,
-    /// When it was told last that records wait for something that is away.
-    told: Mutex<Option<Instant>>,
+    /// That records wait for something that is away.
+    away: Told,
+    /// That dead letters can't be written.
+    stalled: Told,
 }
 
 /// How often it is told that records wait.
 const WAITING_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What a call came to.
+#[derive(Debug)]
+pub struct Settled {
+    /// One verdict for each of its records, in order.
+    pub verdicts: Vec<Verdict>,
+    /// Why, for those whose verdict is [`Verdict::Stop`].
+    pub stops: Vec<Stop>,
+}
+
+/// A record at which a partition stops.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    /// The record's offset.
+    pub offset: Offset,
+    /// What kind of failure.
+    pub class: Class,
+    /// Why, in the guest's or the host's words.
+    pub reason: Reason,
+    /// The digest of the revision on which it failed.
+    pub revision: Arc<str>,
+}
 
 /// A record that failed alone, and why.
 #[derive(Debug, Clone)]
@@ -51,18 +78,19 @@ impl Settler {
         dead_letters: DeadLetters,
         metrics: Arc<HandlerMetrics>,
     ) -> Self {
-        Self { producer, policy, dead_letters, metrics, told: Mutex::default() }
+        Self { producer, policy, dead_letters, metrics, away: Told::default(), stalled: Told::default() }
     }
 
     /// Does what the outcomes ask for and says what became of each record.
     ///
     /// Waits until outputs are acknowledged, and for as long as dead letters can't be written.
-    pub async fn settle(&self, attempt: &Attempt, called: Called) -> Vec<Verdict> {
+    pub async fn settle(&self, attempt: &Attempt, called: Called) -> Settled {
         self.count(attempt, &called);
-        let Called { revision, outcomes, .. } = called;
+        let Called { revision, outcomes, took } = called;
+        let case = Case { attempt, revision: &revision, took };
         match outcomes {
-            Ok(outcomes) => self.each(attempt, &revision, outcomes).await,
-            Err(error) => self.whole(attempt, &revision, error).await,
+            Ok(outcomes) => self.each(case, outcomes).await,
+            Err(error) => self.whole(case, error).await,
         }
     }
 
@@ -92,26 +120,30 @@ impl Settler {
     }
 
     /// The call failed as a whole: blame nobody until a record failed alone.
-    async fn whole(&self, attempt: &Attempt, revision: &Arc<str>, error: CallError) -> Vec<Verdict> {
+    async fn whole(&self, case: Case<'_>, error: CallError) -> Settled {
+        let Case { attempt, .. } = case;
         let records = &attempt.records;
-        if error.class.charges() && records.len() > 1 {
+        if self.policy.charges(error.class) && records.len() > 1 {
             tracing::debug!(from = %attempt.from, records = records.len(), %error, "a call failed and is halved");
-            return vec![Verdict::Halve; records.len()];
+            return Settled { verdicts: vec![Verdict::Halve; records.len()], stops: Vec::new() };
         }
         let reason = Reason { code: error.class.name().to_owned(), detail: error.detail };
         let failure = Failure { class: error.class, reason, after: None };
         let mut verdicts = Verdicts::new(records);
+        let mut failures = Vec::new();
         for index in 0..records.len() {
+            // The first of each lane: what follows it was not to blame either, and waits behind it.
             if !verdicts.is_blocked(index) {
-                let verdict = self.failed(attempt, revision, index, &failure).await;
-                verdicts.set(index, verdict);
+                verdicts.block(index);
+                failures.push((index, failure.clone()));
             }
         }
-        verdicts.finish()
+        self.end(case, failures, verdicts).await
     }
 
     /// Outcomes that were given stand, up to the first of each lane that does not settle.
-    async fn each(&self, attempt: &Attempt, revision: &Arc<str>, outcomes: Vec<Outcome>) -> Vec<Verdict> {
+    async fn each(&self, case: Case<'_>, outcomes: Vec<Outcome>) -> Settled {
+        let Case { attempt, .. } = case;
         let mut verdicts = Verdicts::new(&attempt.records);
         let mut outputs: Vec<Outgoing> = Vec::new();
         // How many of `outputs` belong to each record, for those that have any.
@@ -138,7 +170,9 @@ impl Settler {
                     failures.push((index, Failure { class, reason, after }));
                 }
                 Outcome::DeadLetter(reason) => {
-                    // A dead letter settles: what follows in its lane goes on.
+                    if self.policy.end() == Exhausted::Stop {
+                        verdicts.block(index);
+                    }
                     let malformed = attempt.records[index].record.malformed();
                     let class = if malformed { Class::Malformed } else { Class::Rejected };
                     failures.push((index, Failure { class, reason, after: None }));
@@ -148,11 +182,7 @@ impl Settler {
         if !outputs.is_empty() {
             self.produce(outputs, &owners, &mut verdicts, &mut failures).await;
         }
-        for (index, failure) in failures {
-            let verdict = self.failed(attempt, revision, index, &failure).await;
-            verdicts.set(index, verdict);
-        }
-        verdicts.finish()
+        self.end(case, failures, verdicts).await
     }
 
     async fn produce(
@@ -181,46 +211,106 @@ impl Settler {
     }
 
     /// Says once in a while what records wait for: nobody else would, since it costs no attempt and never ends by itself.
-    fn tell_of_waiting(&self, attempt: &Attempt, revision: &Arc<str>, failure: &Failure) {
-        let now = Instant::now();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_some_and(|told| now < told + WAITING_INTERVAL) {
-            return;
+    fn tell_of_waiting(&self, Case { attempt, revision, .. }: Case<'_>, failure: &Failure) {
+        if self.away.is_due(WAITING_INTERVAL) {
+            tracing::warn!(
+                handler = &*self.dead_letters.handler, from = %attempt.from, code = failure.reason.code,
+                detail = failure.reason.detail, revision = crate::attempt::short(revision),
+                "records wait for something that is away; they are tried again until it is back"
+            );
         }
-        *told = Some(now);
-        tracing::warn!(
-            handler = &*self.dead_letters.handler, from = %attempt.from, code = failure.reason.code,
-            detail = failure.reason.detail, revision = crate::attempt::short(revision),
-            "records wait for something that is away; they are tried again until it is back"
+    }
+
+    /// Ends the records that failed alone: another attempt after a while, or what the policy says.
+    async fn end(&self, case: Case<'_>, failures: Vec<(usize, Failure)>, mut verdicts: Verdicts<'_>) -> Settled {
+        let mut stops = Vec::new();
+        let mut dead: Vec<(usize, Dead<'_>)> = Vec::new();
+        for (index, failure) in failures {
+            let (failed, charge) = self.history(case, index, &failure);
+            match self.policy.decide(failed, fastrand::f64()) {
+                Decision::RetryAfter(after) => {
+                    self.tell_of_retry(case, index, &failure, failed.tries, after);
+                    verdicts.set(index, Verdict::Retry { after, charge });
+                }
+                Decision::End(Exhausted::DeadLetter) => dead.push((
+                    index,
+                    Dead {
+                        from: &case.attempt.from,
+                        revision: case.revision,
+                        record: &case.attempt.records[index],
+                        attempts: failed.charged,
+                        failure,
+                    },
+                )),
+                Decision::End(Exhausted::Drop) => {
+                    self.dropped(case, index, &failure, failed.charged);
+                    verdicts.set(index, Verdict::Settled);
+                }
+                Decision::End(Exhausted::Stop) => {
+                    let Failure { class, reason, .. } = failure;
+                    let offset = case.attempt.records[index].record.offset();
+                    stops.push(Stop { offset, class, reason, revision: Arc::clone(case.revision) });
+                    verdicts.set(index, Verdict::Stop);
+                }
+            }
+        }
+        if !dead.is_empty() {
+            let (indexes, dead): (Vec<usize>, Vec<Dead<'_>>) = dead.into_iter().unzip();
+            let revoked = &case.attempt.revoked;
+            let written = self.dead_letters.write(&*self.producer, &self.metrics, &self.stalled, revoked, &dead).await;
+            // Not to be called again before the partition is gone, and no reason to hold up its drain.
+            let again = Verdict::Retry { after: dead_letter::DELAY_MAX, charge: false };
+            let verdict = written.map_or(again, |()| Verdict::Settled);
+            indexes.into_iter().for_each(|index| verdicts.set(index, verdict));
+        }
+        Settled { verdicts: verdicts.finish(), stops }
+    }
+
+    /// What the policy is told of a record that failed alone, and whether that costs an attempt.
+    fn history(&self, case: Case<'_>, index: usize, failure: &Failure) -> (Failed, bool) {
+        let record = &case.attempt.records[index];
+        let charge = self.policy.charges(failure.class);
+        let age = if record.age.is_zero() { Duration::ZERO } else { record.age + case.took };
+        let failed = Failed {
+            class: failure.class,
+            tries: record.tries + 1,
+            charged: record.charged + u32::from(charge),
+            age,
+            asked: failure.after,
+        };
+        (failed, charge)
+    }
+
+    fn tell_of_retry(&self, case: Case<'_>, index: usize, failure: &Failure, tries: u32, after: Duration) {
+        self.metrics.retries(failure.class).inc();
+        if failure.class == Class::Unavailable {
+            self.tell_of_waiting(case, failure);
+        }
+        tracing::debug!(
+            from = %case.attempt.from, offset = case.attempt.records[index].record.offset(),
+            class = failure.class.name(), code = failure.reason.code, tries, ?after, revision = &**case.revision,
+            "a record waits to be tried again"
         );
     }
 
-    /// One record failed alone: another attempt after a while, or its dead letter.
-    async fn failed(&self, attempt: &Attempt, revision: &Arc<str>, index: usize, failure: &Failure) -> Verdict {
-        let record = &attempt.records[index];
-        let charge = failure.class.charges();
-        let tries = record.tries + 1;
-        let charged = record.charged + u32::from(charge);
-        match self.policy.decide(failure.class, tries, charged, failure.after, fastrand::f64()) {
-            Decision::RetryAfter(after) => {
-                self.metrics.retries(failure.class).inc();
-                if failure.class == Class::Unavailable {
-                    self.tell_of_waiting(attempt, revision, failure);
-                }
-                tracing::debug!(
-                    from = %attempt.from, offset = record.record.offset(), class = failure.class.name(),
-                    code = failure.reason.code, tries, ?after, revision = &**revision, "a record waits to be tried again"
-                );
-                Verdict::Retry { after, charge }
-            }
-            Decision::DeadLetter => {
-                let dead = Dead { attempt, revision, record, attempts: charged, failure };
-                self.dead_letters.write(&*self.producer, &self.metrics, &dead).await;
-                self.metrics.dead_letters(failure.class).inc();
-                Verdict::Settled
-            }
-        }
+    fn dropped(&self, case: Case<'_>, index: usize, failure: &Failure, attempts: u32) {
+        self.metrics.dropped(failure.class).inc();
+        tracing::warn!(
+            handler = &*self.dead_letters.handler, from = %case.attempt.from,
+            offset = case.attempt.records[index].record.offset(), class = failure.class.name(),
+            code = failure.reason.code, attempts, revision = crate::attempt::short(case.revision),
+            "a record is dropped, as `retry.exhausted` says"
+        );
     }
+}
+
+/// A call that is being settled.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    attempt: &'a Attempt,
+    revision: &'a Arc<str>,
+    /// How long the guest had it.
+    took: Duration,
 }
 
 fn kind(outcome: &Outcome) -> OutcomeKind {

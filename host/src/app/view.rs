@@ -9,7 +9,9 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use crate::admin::{self, HandlerState, HandlerView, Missing, PartitionView, Readiness, RollBackError, RolledBack};
+use crate::admin::{
+    self, HandlerState, HandlerView, Missing, PartitionView, Readiness, RollBackError, RolledBack, StoppedView,
+};
 use crate::broker::Producer;
 use crate::fleet::{Roster, Running, State};
 use crate::metrics::Metrics;
@@ -73,6 +75,13 @@ impl View {
                 partition: view.from.partition,
                 committed: view.committable,
                 lag_records: view.lag.map(i64::unsigned_abs),
+                stopped: view.stopped.map(|stop| StoppedView {
+                    offset: stop.offset,
+                    class: stop.class.name().to_owned(),
+                    code: stop.reason.code,
+                    detail: stop.reason.detail,
+                    revision: stop.revision.to_string(),
+                }),
             })
             .collect();
         let draining = running.stop.is_cancelled();

@@ -2,7 +2,7 @@
 //!
 //! Four arms around one closed `enum Event`: ended calls first, then revocation, then timers, then new records.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,11 +21,14 @@ use crate::attempt::{self, Attempt};
 use crate::broker::Reader;
 use crate::fault::Fault;
 use crate::metrics::{HandlerMetrics, PartitionMetrics};
+use crate::settle::{Settled, Stop};
 
 /// Waits before a partition whose reader failed is read again.
 const READ_AGAIN_DELAY: Duration = Duration::from_secs(1);
 /// A record whose attempt panicked in the host itself waits this long.
 const PANIC_DELAY: Duration = Duration::from_secs(1);
+/// How often it is told that a partition stands still at a record.
+const STOPPED_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Consumes one assignment of a partition until it is revoked and drained.
 pub(super) fn spawn<R: Reader>(
@@ -48,9 +51,12 @@ pub(super) fn spawn<R: Reader>(
         calls: JoinSet::new(),
         actions: Vec::new(),
         made: VecDeque::new(),
+        stops: BTreeMap::new(),
+        told_of_stop: None,
+        revoked,
         drained: false,
     };
-    tokio::spawn(task.run(revoked))
+    tokio::spawn(task.run())
 }
 
 struct Task<R> {
@@ -62,15 +68,20 @@ struct Task<R> {
     metrics: PartitionMetrics,
     /// The machine's clock counts from here.
     origin: Instant,
-    calls: JoinSet<(CallId, Vec<Verdict>)>,
+    calls: JoinSet<(CallId, Settled)>,
     actions: Vec<Action>,
     /// The last offset and the time of each delivery that is not settled whole, for the lag in seconds.
     made: VecDeque<(Offset, Option<i64>)>,
+    /// The records at which the partition stands still; the first is the one that counts.
+    stops: BTreeMap<Offset, Stop>,
+    told_of_stop: Option<Instant>,
+    revoked: CancellationToken,
     drained: bool,
 }
 
 impl<R: Reader> Task<R> {
-    async fn run(mut self, revoked: CancellationToken) {
+    async fn run(mut self) {
+        let revoked = self.revoked.clone();
         let mut revoking = false;
         let mut read_again = None;
         let mut refresh = tokio::time::interval(REFRESH_INTERVAL);
@@ -83,7 +94,7 @@ impl<R: Reader> Task<R> {
             tokio::select! {
                 biased;
                 Some(ended) = self.calls.join_next(), if !self.calls.is_empty() => match ended {
-                    Ok((call, verdicts)) => self.on(Event::Returned { call, verdicts }),
+                    Ok((call, settled)) => self.returned(call, settled),
                     Err(error) => tracing::error!(partition = %self.progress.from, %error, "a call's task was lost"),
                 },
                 () = revoked.cancelled(), if !revoking => {
@@ -104,10 +115,50 @@ impl<R: Reader> Task<R> {
                         read_again = Some(Instant::now() + READ_AGAIN_DELAY);
                     }
                 },
-                _ = refresh.tick() => self.refresh(),
+                _ = refresh.tick() => {
+                    self.look_at_stops();
+                    self.refresh();
+                }
             }
         }
         self.refresh();
+    }
+
+    fn returned(&mut self, call: CallId, Settled { verdicts, stops }: Settled) {
+        self.on(Event::Returned { call, verdicts });
+        if !stops.is_empty() {
+            self.stops.extend(stops.into_iter().map(|stop| (stop.offset, stop)));
+            self.look_at_stops();
+        }
+    }
+
+    /// Tells that the partition stands still, at once and then every while, and lets it go on once another revision is live.
+    fn look_at_stops(&mut self) {
+        let first = self.stops.first_key_value().map(|(_, stop)| stop);
+        self.metrics.stopped.set(i64::from(first.is_some()));
+        self.progress.set_stopped(first.cloned());
+        let Some(Stop { offset, class, reason, revision }) = first else { return };
+        let live = self.parts.handler.revision();
+        if live != *revision && !self.revoked.is_cancelled() {
+            tracing::info!(
+                partition = %self.progress.from, offset, revision = attempt::short(&live),
+                "the partition goes on at the record at which it stopped: another revision is live"
+            );
+            self.stops.clear();
+            self.told_of_stop = None;
+            self.on(Event::Resumed);
+            return self.look_at_stops();
+        }
+        let now = Instant::now();
+        if self.told_of_stop.is_none_or(|told| now >= told + STOPPED_INTERVAL) {
+            self.told_of_stop = Some(now);
+            tracing::error!(
+                handler = self.metrics.handler(), partition = %self.progress.from, offset, class = class.name(),
+                code = reason.code, revision = attempt::short(revision),
+                "the partition stands still at this record, as `retry.exhausted` says; it goes on with another revision, \
+                 a changed handler.toml or a restart, and `tidemill guests list` has the reason"
+            );
+        }
     }
 
     /// How much to read now. A nearly full partition is left alone, so that records are not taken one by one.
@@ -184,15 +235,17 @@ impl<R: Reader> Task<R> {
         let in_flight = InFlight::new(&parts.metrics, records);
         let from = self.progress.from.clone();
         let Config { guarantee, call_deadline, .. } = self.config;
-        let attempt = Attempt::new(from.clone(), self.progress.epoch, call.records, guarantee, call_deadline);
+        let mut attempt = Attempt::new(from.clone(), self.progress.epoch, call.records, guarantee, call_deadline);
+        attempt.revoked = self.revoked.clone();
         self.calls.spawn(async move {
             let run = attempt::run(&*parts.handler, &parts.settler, attempt, slot);
-            let verdicts = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {
+            let settled = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {
                 tracing::error!(partition = %from, records, "the host panicked in an attempt; its records are tried again");
-                vec![Verdict::Retry { after: PANIC_DELAY, charge: true }; records]
+                let verdicts = vec![Verdict::Retry { after: PANIC_DELAY, charge: true }; records];
+                Settled { verdicts, stops: Vec::new() }
             });
             drop(in_flight);
-            (id, verdicts)
+            (id, settled)
         });
     }
 

@@ -6,6 +6,7 @@ mod bounds;
 mod commits;
 mod drain;
 mod order;
+mod policy;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,6 +27,7 @@ use crate::broker::{Outgoing, StartAt, WhenFull};
 use crate::guest::{CallError, Called, Outcome, Reason};
 use crate::metrics::Metrics;
 use crate::settle::DeadLetters;
+use crate::settle::letter::HeaderStyle;
 
 const TOPIC: &str = "in";
 const GROUP: &str = "g";
@@ -99,19 +101,30 @@ impl World {
     }
 
     fn join(&self, config: Config) -> Member {
+        self.join_with(config, RetryPolicy::new(100, Duration::ZERO, FOR_EVER).expect("valid"))
+    }
+
+    fn join_with(&self, config: Config, policy: RetryPolicy) -> Member {
         let (calls, received) = mpsc::unbounded_channel();
-        let guest = Arc::new(Guest { calls, open: AtomicUsize::new(0), open_max: AtomicUsize::new(0) });
+        let guest = Arc::new(Guest {
+            calls,
+            open: AtomicUsize::new(0),
+            open_max: AtomicUsize::new(0),
+            revision: Mutex::new("cafe".into()),
+        });
         let metrics = Metrics::new().handler("h");
-        let policy = RetryPolicy::new(100, Duration::ZERO, FOR_EVER).expect("valid");
-        let letters = DeadLetters { handler: "h".into(), group: GROUP.into(), topic: None };
+        let letters =
+            DeadLetters { handler: "h".into(), group: GROUP.into(), topic: None, headers: HeaderStyle::Native };
         let producer = self.broker.producer(&BTreeMap::new()).expect("a producer");
         let settler = Settler::new(producer, policy, letters, Arc::clone(&metrics));
         let handler = Arc::clone(&guest) as Arc<dyn Handler>;
         let membership = Arc::<Membership>::default();
-        let group = Group::new(self.broker.clone(), config, handler, settler, Arc::clone(&metrics), membership);
+        let (broker, seen) = (self.broker.clone(), Arc::clone(&membership));
+        let group = Group::new(broker, config, handler, settler, Arc::clone(&metrics), membership);
         let stop = CancellationToken::new();
         let task = tokio::spawn(group.run(stop.clone()));
-        Member { calls: received, guest, metrics, ledger: Arc::clone(&self.ledger), stop, task }
+        let ledger = Arc::clone(&self.ledger);
+        Member { calls: received, guest, metrics, membership: seen, ledger, stop, task }
     }
 
     fn commits(&self, partition: i32) -> Vec<Offset> {
@@ -161,6 +174,7 @@ struct Member {
     calls: mpsc::UnboundedReceiver<Call>,
     guest: Arc<Guest>,
     metrics: Arc<HandlerMetrics>,
+    membership: Arc<Membership>,
     ledger: Arc<Ledger>,
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -231,6 +245,13 @@ impl Open {
         self.answer(Answer::Outcomes(outcomes));
     }
 
+    /// All records are refused for good.
+    fn refuse(self) {
+        let reason = Reason { code: "never".to_owned(), detail: "it is not going to work".to_owned() };
+        let outcomes = vec![Outcome::DeadLetter(reason); self.call.records.len()];
+        self.answer(Answer::Outcomes(outcomes));
+    }
+
     fn panic(self) {
         self.answer(Answer::Panic);
     }
@@ -250,9 +271,14 @@ struct Guest {
     calls: mpsc::UnboundedSender<Call>,
     open: AtomicUsize,
     open_max: AtomicUsize,
+    revision: Mutex<Arc<str>>,
 }
 
 impl Handler for Guest {
+    fn revision(&self) -> Arc<str> {
+        Arc::clone(&self.revision.lock().expect("not poisoned"))
+    }
+
     fn call<'a>(&'a self, attempt: &'a mut Attempt) -> BoxFuture<'a, Called> {
         Box::pin(async move {
             let (answer, answered) = oneshot::channel();
@@ -270,7 +296,7 @@ impl Handler for Guest {
                 Ok(Answer::Panic) => panic!("the handler panics"),
                 Err(_) => Err(CallError { class: Class::Trap, detail: "the test gave no answer".to_owned() }),
             };
-            Called { revision: "cafe".into(), took: Duration::ZERO, outcomes }
+            Called { revision: self.revision(), took: Duration::ZERO, outcomes }
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use tidemill_core::retry::Exhausted;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Admin, Broker};
@@ -54,7 +55,10 @@ async fn missing(admin: &dyn Admin, spec: &HandlerSpec, dead_letters: &DeadLette
 
 fn uses(spec: &HandlerSpec, dead_letters: &DeadLetters) -> Vec<(String, Use)> {
     let reads = &spec.consumer.subscription.topics;
-    let letters: BTreeSet<_> = reads.iter().map(|topic| dead_letters.topic_for(topic)).collect();
+    let mut letters: BTreeSet<_> = reads.iter().map(|topic| dead_letters.topic_for(topic)).collect();
+    if spec.retry.end() != Exhausted::DeadLetter {
+        letters.clear();
+    }
     let reads = reads.iter().map(|topic| (topic.clone(), Use::Reads));
     let produces = spec.grants.produce.iter().map(|topic| (topic.clone(), Use::Produces));
     reads.chain(produces).chain(letters.iter().map(|topic| (topic.to_string(), Use::DeadLetters))).collect()

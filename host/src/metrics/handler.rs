@@ -104,8 +104,10 @@ pub struct HandlerMetrics {
     pub in_flight: Gauge,
     /// Outputs that the broker has acknowledged.
     pub outputs: Counter,
-    /// Dead letters that could not be written yet.
+    /// Times that a dead letter could not be written.
     pub dead_letter_failures: Counter,
+    /// Dead letters that can't be written now.
+    pub dead_letters_waiting: Gauge,
     /// Results of an earlier assignment that were dropped.
     pub stale_acknowledgements: Counter,
     /// Revisions that went live after the first.
@@ -116,6 +118,7 @@ pub struct HandlerMetrics {
     pub rollbacks: Counter,
     retries: [Counter; CLASSES.len()],
     dead_letters: [Counter; CLASSES.len()],
+    dropped: [Counter; CLASSES.len()],
     rebalances: [Counter; REBALANCES.len()],
     commits: [Counter; COMMIT_RESULTS.len()],
     /// The latest used last. Invariant: at most `REVISIONS_MAX`.
@@ -139,12 +142,14 @@ impl HandlerMetrics {
             in_flight: f.in_flight.get_or_create_owned(&handler()),
             outputs: f.outputs.get_or_create_owned(&handler()),
             dead_letter_failures: f.dead_letter_failures.get_or_create_owned(&handler()),
+            dead_letters_waiting: f.dead_letters_waiting.get_or_create_owned(&handler()),
             stale_acknowledgements: f.stale_acknowledgements.get_or_create_owned(&handler()),
             swaps: f.swaps.get_or_create_owned(&handler()),
             rejected_loads: f.rejected_loads.get_or_create_owned(&handler()),
             rollbacks: f.rollbacks.get_or_create_owned(&handler()),
             retries: CLASSES.map(|it| f.retries.get_or_create_owned(&class(it))),
             dead_letters: CLASSES.map(|it| f.dead_letters.get_or_create_owned(&class(it))),
+            dropped: CLASSES.map(|it| f.dropped.get_or_create_owned(&class(it))),
             rebalances: REBALANCES
                 .map(|kind| f.rebalances.get_or_create_owned(&ByKind { handler: Arc::clone(&name), kind })),
             commits: COMMIT_RESULTS
@@ -165,6 +170,11 @@ impl HandlerMetrics {
     /// Records that the dead-letter topic has acknowledged.
     pub fn dead_letters(&self, class: Class) -> &Counter {
         &self.dead_letters[class as usize]
+    }
+
+    /// Records that were given up.
+    pub fn dropped(&self, class: Class) -> &Counter {
+        &self.dropped[class as usize]
     }
 
     /// Changes of the assignment.
@@ -235,6 +245,7 @@ impl HandlerMetrics {
             lag_records: f.lag_records.get_or_create_owned(&labels),
             lag_seconds: f.lag_seconds.get_or_create_owned(&labels),
             lanes_waiting: f.lanes_waiting.get_or_create_owned(&labels),
+            stopped: f.stopped.get_or_create_owned(&labels),
             pending: f.pending.get_or_create_owned(&labels),
             handler: Arc::clone(&self.name),
             place,
@@ -262,10 +273,12 @@ impl HandlerMetrics {
             remove(family, &handler);
         }
         remove(&f.in_flight, &handler);
+        remove(&f.dead_letters_waiting, &handler);
         for class in CLASSES {
             let labels = ByClass { handler: Arc::clone(&self.name), class: class.name() };
             remove(&f.retries, &labels);
             remove(&f.dead_letters, &labels);
+            remove(&f.dropped, &labels);
         }
         for kind in REBALANCES {
             remove(&f.rebalances, &ByKind { handler: Arc::clone(&self.name), kind });
@@ -360,10 +373,19 @@ pub struct PartitionMetrics {
     pub lanes_waiting: Gauge,
     /// Records that were received and are not settled.
     pub pending: Gauge,
+    /// 1 while it stands still at a record.
+    pub stopped: Gauge,
     handler: Arc<str>,
     place: TopicPartition,
     families: Arc<Families>,
     handles: Arc<Mutex<BTreeMap<TopicPartition, usize>>>,
+}
+
+impl PartitionMetrics {
+    /// The handler's name.
+    pub fn handler(&self) -> &str {
+        &self.handler
+    }
 }
 
 impl Drop for PartitionMetrics {
@@ -393,7 +415,7 @@ fn by_failure(handler: &Arc<str>, revision: &Arc<str>, class: Class) -> ByFailur
 
 fn remove_partition(f: &Families, handler: &Arc<str>, place: &TopicPartition) {
     let labels = by_partition(handler, place);
-    for family in [&f.position, &f.committed, &f.lag_records, &f.lanes_waiting, &f.pending] {
+    for family in [&f.position, &f.committed, &f.lag_records, &f.lanes_waiting, &f.pending, &f.stopped] {
         remove(family, &labels);
     }
     remove(&f.lag_seconds, &labels);

@@ -35,8 +35,10 @@ fn records_are_written_as_the_contract_says() {
     chunk.push(7, Timestamp::Create(5), None, Some(b""), [header]);
     chunk.push(8, Timestamp::None, Some(b"k"), None, []);
     let records: Vec<_> = Arc::new(chunk).records().zip([1, 0]).collect();
-    let records: Vec<_> =
-        records.into_iter().map(|(record, tries)| CallRecord { record, lane: 0, tries, charged: 0 }).collect();
+    let records: Vec<_> = records
+        .into_iter()
+        .map(|(record, tries)| CallRecord { record, lane: 0, tries, charged: 0, age: Duration::ZERO })
+        .collect();
     let mut buffer = b"what was there".to_vec();
     super::records(&TopicPartition::new("a", 1), &records, &mut buffer).expect("it is small");
     let expected = [
