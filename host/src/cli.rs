@@ -1,9 +1,11 @@
 //! The command line: flags in, exit codes out. What the commands do is in the library.
 
 pub mod check;
+pub mod dlq;
 pub mod guests;
 pub mod new;
 pub mod run;
+mod text;
 pub mod topic;
 
 use std::path::PathBuf;
@@ -34,6 +36,8 @@ enum Command {
     Check(ConfigPath),
     /// Lists, makes, reads and fills topics.
     Topic(TopicArgs),
+    /// Counts, shows and sends again what became a dead letter.
+    Dlq(DlqArgs),
     /// Shows what runs in a host, and goes back to the revision before.
     Guests(guests::Args),
     /// Writes the project of a new handler.
@@ -56,6 +60,14 @@ struct TopicArgs {
     config: ConfigPath,
     #[command(subcommand)]
     command: topic::Command,
+}
+
+#[derive(Debug, clap::Args)]
+struct DlqArgs {
+    #[command(flatten)]
+    config: ConfigPath,
+    #[command(subcommand)]
+    command: dlq::Command,
 }
 
 /// How a command failed, as an exit code.
@@ -81,6 +93,7 @@ impl Cli {
             Command::Run(args) => run::run(&args),
             Command::Check(args) => check::check(&args.config),
             Command::Topic(args) => crate::app::topic(&args.config.config, args.command),
+            Command::Dlq(args) => crate::app::dlq(&args.config.config, args.command),
             Command::Guests(args) => Ok(guests::run(args)?),
             Command::New(args) => Ok(new::new(&args)?),
             Command::Build(args) => Ok(new::build(&args)?),

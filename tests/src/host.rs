@@ -198,6 +198,15 @@ impl Host {
         Ok(Metrics::parse(&text))
     }
 
+    /// Runs a command of the binary beside the host, with its configuration, and returns what it printed.
+    pub fn command(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(binary());
+        let output = command.current_dir(self.folder.path()).args(arguments).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`{}` failed: {said}", arguments.join(" "));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
     /// Lays down a new handler as an installer would: written aside, then renamed into place.
     pub fn drop_in(&self, handler: &Handler) -> Result<()> {
         let aside = self.folder.path().join(format!("aside-{}", handler.name));

@@ -7,7 +7,9 @@ mod promises {
     mod dependency;
     mod hostile;
     mod ingest;
+    mod letters;
     mod means;
+    mod policy;
     mod postgres;
     mod stored;
     mod swap;

@@ -24,13 +24,17 @@ pub(super) fn records(from: &TopicPartition, records: &[CallRecord], buffer: &mu
     buffer.clear();
     put(buffer, records.len())?;
     for CallRecord { record, tries, .. } in records {
-        let millis = record.timestamp().millis().unwrap_or(-1);
         let at = buffer.len();
         put(buffer, 0)?;
-        buffer.extend_from_slice(source.as_bytes());
-        buffer.extend_from_slice(digits.format(record.offset()).as_bytes());
-        buffer.push(b'/');
-        buffer.extend_from_slice(digits.format(millis).as_bytes());
+        if let Some(id) = record.first_id(&from.topic) {
+            buffer.extend_from_slice(id.as_bytes());
+        } else {
+            let millis = record.timestamp().millis().unwrap_or(-1);
+            buffer.extend_from_slice(source.as_bytes());
+            buffer.extend_from_slice(digits.format(record.offset()).as_bytes());
+            buffer.push(b'/');
+            buffer.extend_from_slice(digits.format(millis).as_bytes());
+        }
         let id = length(buffer.len() - at - size_of::<u32>())?;
         buffer[at..at + size_of::<u32>()].copy_from_slice(&id.to_le_bytes());
 
