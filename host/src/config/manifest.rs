@@ -163,6 +163,7 @@ struct Retry {
 enum ExhaustedKey {
     #[default]
     DeadLetter,
+    Park,
     Stop,
     Drop,
 }
@@ -197,6 +198,9 @@ struct GrantKeys {
 
 /// What a topic's name is made of.
 const TOPIC_NAME: &str = "take up to 249 letters, digits, `.`, `_` and `-`";
+/// Parking holds one key and lets the others go on, over restarts.
+const PARK: &str = "is \"park\", which this version can't do; write \"stop\", which holds the record's whole partition, or \
+                    \"dead-letter\", after which `tidemill dlq redrive` sends it again behind later records of its key";
 const CONCURRENCY_DEFAULT: usize = 8;
 const CONCURRENCY_MAX: usize = 1000;
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
@@ -376,6 +380,10 @@ impl Check<'_> {
             Ok(policy) => {
                 let exhausted = match retry.exhausted {
                     ExhaustedKey::DeadLetter => Exhausted::DeadLetter,
+                    ExhaustedKey::Park => {
+                        self.wrong("retry.exhausted", PARK);
+                        return None;
+                    }
                     ExhaustedKey::Stop => Exhausted::Stop,
                     ExhaustedKey::Drop => Exhausted::Drop,
                 };
@@ -452,6 +460,16 @@ mod tests {
                 handler.toml: `batch.records_max` is more than 1, but isolation = "record" calls with one record; leave one of the two out
                 handler.toml: `limits.memory` must be between 1MiB and 1GiB
                 handler.toml: `retry` `attempts_max` is 0; use 1 to never retry
+            "#]],
+        );
+    }
+
+    #[test]
+    fn parking_is_refused_with_what_to_write_instead() {
+        check(
+            "topics = [\"a\"]\nretry.exhausted = \"park\"",
+            expect![[r#"
+                handler.toml: `retry.exhausted` is "park", which this version can't do; write "stop", which holds the record's whole partition, or "dead-letter", after which `tidemill dlq redrive` sends it again behind later records of its key
             "#]],
         );
     }

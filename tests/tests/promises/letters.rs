@@ -207,13 +207,11 @@ impl Stage {
 
     /// So many records, some of them poison, each with a key of its own.
     fn produce(&self, records: usize, poison: usize) -> Result<()> {
+        let step = records / poison;
         let record = |number: usize| {
-            let value = if number % (records / poison) == 0 && number / (records / poison) < poison {
-                "poison"
-            } else {
-                "good"
-            };
-            Kept::new(Some(format!("k{number}").as_bytes()), Some(value.as_bytes()))
+            let is_poison = number.is_multiple_of(step) && number / step < poison;
+            let value: &[u8] = if is_poison { b"poison" } else { b"good" };
+            Kept::new(Some(format!("k{number}").as_bytes()), Some(value))
         };
         topics::produce(&self.bootstrap, &self.topic, &(0..records).map(record).collect::<Vec<_>>())
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use tidemill_core::record::{Offset, redriven};
+use tidemill_core::record::{Offset, Timestamp, redriven};
 
 use super::letters::Letter;
 use super::receipt::Offsets;
@@ -198,12 +198,23 @@ impl Targets {
         Outgoing {
             topic: Arc::clone(to),
             partition: account.partition.filter(|partition| comes_home && (0..partitions).contains(partition)),
-            timestamp_ms: record.timestamp().millis().filter(|millis| *millis >= 0),
+            timestamp_ms: made_at(letter),
             key: record.key().map(Bytes::copy_from_slice),
             value: record.value().map(Bytes::copy_from_slice),
             headers,
         }
     }
+}
+
+/// When the letter's record was made. Where the broker dates letters itself, the record's id knows.
+fn made_at(letter: &Letter) -> Option<i64> {
+    let known = match letter.record.timestamp() {
+        Timestamp::Create(millis) => Some(millis),
+        Timestamp::None | Timestamp::LogAppend(_) => {
+            letter.account.id.as_ref().and_then(|id| id.rsplit('/').next()?.parse().ok())
+        }
+    };
+    known.filter(|millis| *millis >= 0)
 }
 
 /// Sends the chosen letters of one page and notes those that are stored.
