@@ -1,9 +1,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use tidemill_core::record::redriven::{ID, TO};
 use tidemill_core::record::{Chunk, HeaderRef};
 
 use super::*;
+use crate::attempt::{Attempt, Guarantee};
 
 const DENIED: &str = "access-denied";
 
@@ -63,6 +65,27 @@ fn records_are_written_as_the_contract_says() {
         &[0, 0, 0, 0],
     ];
     assert_eq!(buffer, expected.concat());
+}
+
+#[test]
+fn a_redriven_record_is_written_with_its_first_id() {
+    let mut buffer = Vec::new();
+    let attempt = redriven();
+    super::records(&attempt.from, &attempt.records, &mut buffer).expect("it is small");
+    assert_eq!(buffer[4..][..11], [&[7, 0, 0, 0][..], b"a/9/3/1"].concat());
+    let ids = super::super::convert::Ids::new(&attempt);
+    assert_eq!((ids.get(0), ids.get(1)), ("a/9/3/1", "a/1/8/6"), "the typed form says the same");
+}
+
+/// A record that was sent again, and one that was not.
+fn redriven() -> Attempt {
+    let mut chunk = Chunk::default();
+    let header = |name: &'static str, value: &'static [u8]| HeaderRef { name: name.as_bytes(), value: Some(value) };
+    chunk.push(7, Timestamp::Create(5), None, None, [header(ID, b"a/9/3/1"), header(TO, b"a")]);
+    chunk.push(8, Timestamp::Create(6), None, None, []);
+    let records = Arc::new(chunk).records();
+    let records = records.map(|record| CallRecord { record, lane: 0, tries: 0, charged: 0, age: Duration::ZERO });
+    Attempt::new(TopicPartition::new("a", 1), 1, records.collect(), Guarantee::AtLeastOnce, Duration::from_secs(1))
 }
 
 #[test]
