@@ -118,6 +118,28 @@ fn letters_wait_for_their_topic_and_go_on_by_themselves_once_it_is_made() -> Res
 }
 
 #[test]
+fn letters_that_cannot_be_written_do_not_hold_up_the_end_and_the_next_host_writes_them() -> Result<()> {
+    let _machine = servers::in_company();
+    let stage = Stage::new("")?;
+    let mut host = stage.host()?;
+    stage.produce(40, 8)?;
+    stage.wait_for_stalled(&host)?;
+    let ended = host.terminate(Duration::from_secs(30))?;
+    assert_eq!(ended.code, Some(0));
+    assert!(ended.took < Duration::from_secs(18), "the drain deadline is 20 s: {ended:?}");
+
+    topics::create(&stage.bootstrap, &dead_letters(&stage.topic), 2)?;
+    let _next = stage.host()?;
+    stage.wait_until_committed()?;
+    let letters = topics::read(&stage.bootstrap, &dead_letters(&stage.topic))?;
+    let mut ids: Vec<_> = letters.iter().filter_map(|letter| letter.header("tidemill.error.id")).collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 8, "nothing is lost");
+    Ok(())
+}
+
+#[test]
 fn a_letter_that_its_topic_does_not_take_waits_until_it_does() -> Result<()> {
     let _machine = servers::in_company();
     let stage = Stage::new("")?;
