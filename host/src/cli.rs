@@ -4,6 +4,7 @@ pub mod check;
 pub mod dlq;
 pub mod guests;
 pub mod new;
+mod progress;
 pub mod run;
 mod text;
 pub mod topic;

@@ -135,7 +135,7 @@ proptest! {
             let costs = match class {
                 Class::HostShortage => false,
                 Class::Unavailable => policy.unavailable == Unavailable::Exhaust,
-                _ => true,
+                Class::Retry | Class::Rejected | Class::Trap | Class::Deadline | Class::Memory | Class::Malformed => true,
             };
             past.push((now, costs));
             // Since the oldest failure behind which every one cost an attempt.

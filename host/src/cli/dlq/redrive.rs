@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tidemill_core::record::{Offset, Timestamp, redriven};
 
@@ -12,6 +11,7 @@ use super::letters::Letter;
 use super::receipt::Offsets;
 use super::{DlqError, Filter};
 use crate::broker::{Admin, Header, Outgoing, Producer, SendError, WhenFull};
+use crate::cli::progress;
 
 /// What the names of our own headers about it begin with.
 const PREFIX: &[u8] = b"tidemill.redriven.";
@@ -72,7 +72,7 @@ pub(super) async fn redrive(
     let topics = args.topics(admin, named).await?;
     let planned = args.plan(admin, &topics).await?;
     let targets = Targets::of(admin, &planned).await?;
-    let bar = ProgressBar::new(planned.total()).with_style(style());
+    let bar = progress::bar(planned.total(), "letters");
     let mut report = Report::default();
     let run = async {
         for topic in &topics {
@@ -120,7 +120,7 @@ impl RedriveArgs {
     /// Goes through all letters without sending any.
     async fn plan(&self, admin: &dyn Admin, topics: &[super::letters::Topic]) -> Result<Report, DlqError> {
         let mut report = Report::default();
-        let bar = ProgressBar::new_spinner().with_message("reading the letters");
+        let bar = progress::spinner("reading the letters");
         for topic in topics {
             let mut pages = topic.pages(admin, &self.filter);
             while let Some(letters) = pages.next().await? {
@@ -287,9 +287,4 @@ impl Report {
         lines.extend(left.map(|(count, why)| format!("  {count} left: {why}")));
         lines.join("\n")
     }
-}
-
-fn style() -> ProgressStyle {
-    ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} letters, {per_sec}, {eta} left")
-        .expect("the template is one that indicatif knows")
 }
