@@ -29,16 +29,33 @@ struct Way {
     label: &'static str,
     batch: usize,
     isolation: &'static str,
+    /// Whether the guest makes its values anew instead of passing them on.
+    new_values: bool,
     /// Measures so many of the topic's records: one in this many.
     share: u64,
 }
 
-const WAYS: [Way; 5] = [
-    Way { contender: "native", label: "native", batch: 1, isolation: "", share: 1 },
-    Way { contender: "native", label: "native again (A/A)", batch: 1, isolation: "", share: 1 },
-    Way { contender: "tidemill", label: "reuse, batch 100", batch: 100, isolation: "reuse", share: 1 },
-    Way { contender: "tidemill", label: "reuse, batch 1", batch: 1, isolation: "reuse", share: 4 },
-    Way { contender: "tidemill", label: "record", batch: 1, isolation: "record", share: 20 },
+const WAYS: [Way; 6] = [
+    Way { contender: "native", label: "native", batch: 1, isolation: "", new_values: false, share: 1 },
+    Way { contender: "native", label: "native again (A/A)", batch: 1, isolation: "", new_values: false, share: 1 },
+    Way {
+        contender: "tidemill",
+        label: "reuse, batch 100",
+        batch: 100,
+        isolation: "reuse",
+        new_values: false,
+        share: 1,
+    },
+    Way {
+        contender: "tidemill",
+        label: "reuse, batch 100, new values",
+        batch: 100,
+        isolation: "reuse",
+        new_values: true,
+        share: 1,
+    },
+    Way { contender: "tidemill", label: "reuse, batch 1", batch: 1, isolation: "reuse", new_values: false, share: 4 },
+    Way { contender: "tidemill", label: "record", batch: 1, isolation: "record", new_values: false, share: 20 },
 ];
 
 pub(crate) fn dispatch(quick: bool, json: Option<&Path>) -> Result<()> {
@@ -46,7 +63,7 @@ pub(crate) fn dispatch(quick: bool, json: Option<&Path>) -> Result<()> {
     let bootstrap = kafka.bootstrap();
     let rounds = if quick { 2 } else { 5 };
     let sizes: [(usize, u64); 2] =
-        if quick { [(100, 400_000), (1024, 150_000)] } else { [(100, 1_500_000), (1024, 400_000)] };
+        if quick { [(100, 800_000), (1024, 300_000)] } else { [(100, 1_500_000), (1024, 400_000)] };
     let mut lines = Vec::new();
     for (record_bytes, records) in sizes {
         let input = format!("in-{record_bytes}");
@@ -97,6 +114,9 @@ fn run(bootstrap: &str, way: &Way, input: &str, output: &str, records: u64) -> R
     command.args(["--group", output, "--records", &records.to_string(), "--batch", &way.batch.to_string()]);
     if !way.isolation.is_empty() {
         command.args(["--isolation", way.isolation]);
+    }
+    if way.new_values {
+        command.arg("--new-values");
     }
     let done = command.stderr(std::process::Stdio::inherit()).output()?;
     ensure!(done.status.success(), "{}: the run failed", way.label);

@@ -75,11 +75,12 @@ fn spec(run: &Run, folder: &std::path::Path) -> Result<HandlerSpec> {
     fs::copy(xtask::tree::root().join("guests/prebuilt/identity.wasm"), folder.join("identity.wasm"))?;
     let batch = if run.isolation == "record" { 1 } else { run.batch };
     let manifest = format!(
-        "topics = [\"{}\"]\ngroup = \"{}\"\nisolation = \"{}\"\nbatch.records_max = {batch}\ngrants.produce = [\"{output}\"]\nconfig.to = \"{output}\"\n",
+        "topics = [\"{}\"]\ngroup = \"{}\"\nisolation = \"{}\"\nbatch.records_max = {batch}\ngrants.produce = [\"{output}\"]\nconfig.to = \"{output}\"\nconfig.new_values = \"{new_values}\"\n",
         run.input,
         run.group,
         run.isolation,
         output = run.output,
+        new_values = run.new_values,
     );
     fs::write(folder.join("handler.toml"), manifest)?;
     HandlerSpec::read(&folder).map_err(|problems| anyhow!("{problems:?}"))

@@ -29,6 +29,9 @@ pub(crate) struct Run {
     /// Records of a call.
     #[arg(long, default_value_t = 100)]
     pub(crate) batch: usize,
+    /// Whether the guest makes its values anew.
+    #[arg(long)]
+    pub(crate) new_values: bool,
     /// How long a guest's state lives.
     #[arg(long, default_value = "reuse")]
     pub(crate) isolation: String,

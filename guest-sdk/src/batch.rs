@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::context::Call;
 use crate::lanes::Lanes;
+use crate::outcome::Answer;
 use crate::{Error, Outcome, Output, Reason, Record, Result, Setup};
 
 /// All the records of one call: one topic and partition, in offset order within a key.
@@ -46,12 +47,12 @@ impl Batch {
 
     /// The topic of the records.
     pub fn topic(&self) -> &str {
-        &self.call.topic
+        &self.call.source.topic
     }
 
     /// The partition of the records.
     pub fn partition(&self) -> i32 {
-        self.call.partition
+        self.call.source.partition
     }
 
     /// How long this call had, as it started, until the host stops it.
@@ -69,8 +70,8 @@ impl Batch {
         &self.setup
     }
 
-    /// The outcomes, given what the author's function returned.
-    pub(crate) fn finish(mut self, returned: Result<()>) -> Result<Vec<Outcome>, Reason> {
+    /// Answers with the outcomes, given what the author's function returned.
+    pub(crate) fn finish(mut self, returned: Result<()>, answer: &mut impl Answer) -> Result<(), Reason> {
         match returned {
             Ok(()) => {}
             Err(error) if self.records.len() == 1 || concerns_all(&error) => {
@@ -81,17 +82,18 @@ impl Batch {
             Err(Error::Skip) => unreachable!("`skip` concerns all records"),
         }
         let mut lanes = Lanes::new(self.setup.order);
-        let outcomes = self.records.iter().zip(self.endings).map(|(record, ending)| {
+        for (record, ending) in self.records.iter().zip(self.endings) {
             if lanes.holds(record.key.as_deref()) {
-                return Outcome::Untouched;
+                answer.end(Outcome::Untouched);
+                continue;
             }
             let outcome = ending.map_or_else(Outcome::from, Outcome::Ack);
             if !outcome.settles() {
                 lanes.hold(record.key.as_deref());
             }
-            outcome
-        });
-        Ok(outcomes.collect())
+            answer.end(outcome);
+        }
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use crate::{Error, Record, Result};
@@ -12,7 +13,7 @@ use crate::{Error, Record, Result};
 #[diagnostic::on_unimplemented(
     message = "a handler cannot take `{Self}`",
     label = "not made of a record",
-    note = "take `Json<T>` (with `#[derive(serde::Deserialize)]` on `T`), `String`, `Vec<u8>`, `Option` of one of these, or `Record`"
+    note = "take `Json<T>` (with `#[derive(serde::Deserialize)]` on `T`), `String`, `Bytes`, `Vec<u8>`, `Option` of one of these, or `Record`"
 )]
 pub trait FromRecord: Sized {
     /// Makes the value of a record's key, value and headers.
@@ -50,7 +51,13 @@ impl<T: DeserializeOwned> FromRecord for Json<T> {
 
 impl FromRecord for Vec<u8> {
     fn from_record(record: &Record) -> Result<Self> {
-        present(record).map(Vec::from)
+        present(record).map(|value| value.to_vec())
+    }
+}
+
+impl FromRecord for Bytes {
+    fn from_record(record: &Record) -> Result<Self> {
+        present(record).cloned()
     }
 }
 
@@ -69,7 +76,7 @@ impl<T: FromRecord> FromRecord for Option<T> {
     }
 }
 
-fn present(record: &Record) -> Result<&[u8]> {
+fn present(record: &Record) -> Result<&Bytes> {
     match &record.value {
         Some(value) => Ok(value),
         None => Err(Error::dead_letter(

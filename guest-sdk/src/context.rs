@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Output, Setup, bindings};
+use crate::record::Source;
+use crate::{Output, Setup};
 
 /// The call a handler runs in: emits its outputs, and says where its records come from.
 #[derive(Debug)]
@@ -25,12 +26,12 @@ impl Context {
 
     /// The topic of the records.
     pub fn topic(&self) -> &str {
-        &self.call.topic
+        &self.call.source.topic
     }
 
     /// The partition of the records.
     pub fn partition(&self) -> i32 {
-        self.call.partition
+        self.call.source.partition
     }
 
     /// How long this call had, as it started, until the host stops it.
@@ -48,29 +49,16 @@ impl Context {
         &self.setup
     }
 
-    pub(crate) fn take_outputs(&mut self) -> Vec<Output> {
-        std::mem::take(&mut self.outputs)
+    /// The outputs of the record in hand; whoever takes them leaves the list empty.
+    pub(crate) fn outputs(&mut self) -> &mut Vec<Output> {
+        &mut self.outputs
     }
 }
 
-/// A batch without its records.
+/// A call without its records. Not for authors.
 #[derive(Debug)]
-pub(crate) struct Call {
-    pub(crate) topic: String,
-    pub(crate) partition: i32,
+pub struct Call {
+    pub(crate) source: Arc<Source>,
     pub(crate) deadline_ms: u32,
     pub(crate) delivery: String,
-}
-
-impl Call {
-    /// Parts a batch into the call and its records.
-    pub(crate) fn split(batch: bindings::tidemill::guest::types::Batch) -> (Self, Vec<crate::Record>) {
-        let call = Self {
-            topic: batch.topic,
-            partition: batch.partition,
-            deadline_ms: batch.deadline_ms,
-            delivery: batch.delivery,
-        };
-        (call, batch.records)
-    }
 }

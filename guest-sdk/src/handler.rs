@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::context::Call;
 use crate::lanes::Lanes;
-use crate::{Batch, Context, Error, FromRecord, Outcome, Reason, Record, Result, Setup, bindings};
+use crate::outcome::Answer;
+use crate::{Batch, Context, Error, FromRecord, Outcome, Reason, Record, Result, Setup};
 
 /// A function that handles records, in one of these shapes (each may return `()` or `Result<()>`):
 ///
@@ -20,7 +21,13 @@ use crate::{Batch, Context, Error, FromRecord, Outcome, Reason, Record, Result, 
 pub trait Handler<Shape> {
     /// Handles the records of one call.
     #[doc(hidden)]
-    fn call(&self, batch: bindings::tidemill::guest::types::Batch, setup: &Arc<Setup>) -> Result<Vec<Outcome>, Reason>;
+    fn call(
+        &self,
+        call: Call,
+        records: Vec<Record>,
+        setup: &Arc<Setup>,
+        answer: &mut impl Answer,
+    ) -> Result<(), Reason>;
 }
 
 /// What a handler may return: nothing, or `Result<(), E>` with any error that `?` would take.
@@ -63,8 +70,15 @@ where
     B: FromRecord,
     R: Ending,
 {
-    fn call(&self, batch: bindings::tidemill::guest::types::Batch, setup: &Arc<Setup>) -> Result<Vec<Outcome>, Reason> {
-        Ok(each(batch, setup, |record, _| self(B::from_record(&record)?).into_result()))
+    fn call(
+        &self,
+        call: Call,
+        records: Vec<Record>,
+        setup: &Arc<Setup>,
+        answer: &mut impl Answer,
+    ) -> Result<(), Reason> {
+        each(call, records, setup, answer, |record, _| self(B::from_record(&record)?).into_result());
+        Ok(())
     }
 }
 
@@ -74,8 +88,15 @@ where
     B: FromRecord,
     R: Ending,
 {
-    fn call(&self, batch: bindings::tidemill::guest::types::Batch, setup: &Arc<Setup>) -> Result<Vec<Outcome>, Reason> {
-        Ok(each(batch, setup, |record, ctx| self(B::from_record(&record)?, ctx).into_result()))
+    fn call(
+        &self,
+        call: Call,
+        records: Vec<Record>,
+        setup: &Arc<Setup>,
+        answer: &mut impl Answer,
+    ) -> Result<(), Reason> {
+        each(call, records, setup, answer, |record, ctx| self(B::from_record(&record)?, ctx).into_result());
+        Ok(())
     }
 }
 
@@ -85,8 +106,15 @@ where
     B: FromRecord,
     R: Ending,
 {
-    fn call(&self, batch: bindings::tidemill::guest::types::Batch, setup: &Arc<Setup>) -> Result<Vec<Outcome>, Reason> {
-        Ok(each(batch, setup, |record, ctx| self(B::from_record(&record)?, &record, ctx).into_result()))
+    fn call(
+        &self,
+        call: Call,
+        records: Vec<Record>,
+        setup: &Arc<Setup>,
+        answer: &mut impl Answer,
+    ) -> Result<(), Reason> {
+        each(call, records, setup, answer, |record, ctx| self(B::from_record(&record)?, &record, ctx).into_result());
+        Ok(())
     }
 }
 
@@ -95,8 +123,15 @@ where
     F: Fn(Record) -> R,
     R: Ending,
 {
-    fn call(&self, batch: bindings::tidemill::guest::types::Batch, setup: &Arc<Setup>) -> Result<Vec<Outcome>, Reason> {
-        Ok(each(batch, setup, |record, _| self(record).into_result()))
+    fn call(
+        &self,
+        call: Call,
+        records: Vec<Record>,
+        setup: &Arc<Setup>,
+        answer: &mut impl Answer,
+    ) -> Result<(), Reason> {
+        each(call, records, setup, answer, |record, _| self(record).into_result());
+        Ok(())
     }
 }
 
@@ -105,8 +140,15 @@ where
     F: Fn(Record, &mut Context) -> R,
     R: Ending,
 {
-    fn call(&self, batch: bindings::tidemill::guest::types::Batch, setup: &Arc<Setup>) -> Result<Vec<Outcome>, Reason> {
-        Ok(each(batch, setup, |record, ctx| self(record, ctx).into_result()))
+    fn call(
+        &self,
+        call: Call,
+        records: Vec<Record>,
+        setup: &Arc<Setup>,
+        answer: &mut impl Answer,
+    ) -> Result<(), Reason> {
+        each(call, records, setup, answer, |record, ctx| self(record, ctx).into_result());
+        Ok(())
     }
 }
 
@@ -115,45 +157,48 @@ where
     F: Fn(&mut Batch) -> R,
     R: Ending,
 {
-    fn call(&self, batch: bindings::tidemill::guest::types::Batch, setup: &Arc<Setup>) -> Result<Vec<Outcome>, Reason> {
-        let (call, records) = Call::split(batch);
+    fn call(
+        &self,
+        call: Call,
+        records: Vec<Record>,
+        setup: &Arc<Setup>,
+        answer: &mut impl Answer,
+    ) -> Result<(), Reason> {
         let mut batch = Batch::new(call, records, Arc::clone(setup));
         let returned = self(&mut batch).into_result();
-        batch.finish(returned)
+        batch.finish(returned, answer)
     }
 }
 
 /// Calls `handle` for each record whose lane is not held back by one before it.
 fn each(
-    batch: bindings::tidemill::guest::types::Batch,
+    call: Call,
+    records: Vec<Record>,
     setup: &Arc<Setup>,
+    answer: &mut impl Answer,
     handle: impl Fn(Record, &mut Context) -> Result<()>,
-) -> Vec<Outcome> {
-    let (call, records) = Call::split(batch);
-    let mut outcomes = Vec::with_capacity(records.len());
+) {
     let mut ctx = Context::new(call, Arc::clone(setup));
     let mut lanes = Lanes::new(setup.order);
-    // The record moves into the author's function; its key may be needed afterwards.
-    let mut key_copy = Vec::new();
     for record in records {
         if lanes.holds(record.key.as_deref()) {
-            outcomes.push(Outcome::Untouched);
+            answer.end(Outcome::Untouched);
             continue;
         }
-        let has_key = record.key.is_some();
-        if let (true, Some(key)) = (lanes.need_key(), &record.key) {
-            key_copy.clear();
-            key_copy.extend_from_slice(key);
+        // The record moves into the author's function.
+        let key = record.key.clone();
+        match handle(record, &mut ctx) {
+            Ok(()) => answer.ack(ctx.outputs()),
+            Err(error) => {
+                ctx.outputs().clear();
+                let outcome = Outcome::from(error);
+                if !outcome.settles() {
+                    lanes.hold(key.as_deref());
+                }
+                answer.end(outcome);
+            }
         }
-        let ended = handle(record, &mut ctx);
-        let outputs = ctx.take_outputs();
-        let outcome = ended.map_or_else(Outcome::from, |()| Outcome::Ack(outputs));
-        if !outcome.settles() {
-            lanes.hold(has_key.then_some(&key_copy));
-        }
-        outcomes.push(outcome);
     }
-    outcomes
 }
 
 #[cfg(test)]
@@ -203,10 +248,10 @@ mod tests {
     fn every_shape_is_a_handler() {
         fn body(_: Vec<u8>) {}
         fn body_context(_: Option<String>, ctx: &mut Context) {
-            ctx.emit(Output::tombstone(ctx.topic()));
+            ctx.emit(Output::tombstone(ctx.topic().to_owned()));
         }
         fn body_record_context(Json(_): Json<u8>, record: &Record, ctx: &mut Context) -> Result<()> {
-            ctx.emit(Output::bytes("ids", record.id.as_str()));
+            ctx.emit(Output::bytes("ids", record.id()));
             Ok(())
         }
         fn whole(record: Record) -> Result<(), std::num::ParseIntError> {

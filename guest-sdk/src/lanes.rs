@@ -33,11 +33,6 @@ impl Lanes {
         }
     }
 
-    /// True if `hold` looks at its key at all, so that the caller need not keep it otherwise.
-    pub(crate) fn need_key(&self) -> bool {
-        self.order == Order::Key
-    }
-
     /// Holds back whatever comes after a record with this key.
     pub(crate) fn hold(&mut self, key: Option<&[u8]>) {
         match (self.order, key) {

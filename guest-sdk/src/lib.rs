@@ -16,7 +16,7 @@
 //! }
 //! ```
 //!
-//! **Arguments.** The first is the record or what is made of it: [`Json<T>`], [`String`], `Vec<u8>`, `Option` of these (a tombstone is
+//! **Arguments.** The first is the record or what is made of it: [`Json<T>`], [`String`], [`Bytes`], `Vec<u8>`, `Option` of these (a tombstone is
 //! `None`), or the whole [`Record`]. Then `&mut Context` if outputs are wanted; `(body, &Record, &mut Context)` gives body and record both.
 //! A function of `&mut Batch` takes all the records of a call at once. See [`Handler`].
 //!
@@ -36,6 +36,7 @@ mod batch;
 mod body;
 pub mod config;
 mod context;
+mod convert;
 mod error;
 mod handler;
 pub mod kv;
@@ -46,6 +47,7 @@ mod output;
 mod packed;
 mod platform;
 pub mod producer;
+mod record;
 #[doc(hidden)]
 pub mod runtime;
 pub mod secrets;
@@ -58,9 +60,11 @@ pub use body::{FromRecord, Json};
 pub use context::Context;
 pub use error::{Error, Refusal, Result, dead_letter, retry, skip};
 pub use handler::{Ending, Handler};
+pub use outcome::Outcome;
+pub use output::{IntoBytes, Output};
+pub use record::{Header, Record};
 pub use tidemill_guest_macros::handler;
 
-pub use bindings::tidemill::guest::types::{
-    Guarantee, Header, Order, Outcome, Outgoing as Output, Reason, RetryRequest, Setup, SourceRecord as Record,
-    Timestamp,
-};
+pub use bindings::tidemill::guest::types::{Guarantee, Order, Reason, RetryRequest, Setup, Timestamp};
+/// Bytes that are shared instead of copied: keys and values of records.
+pub use bytes::Bytes;

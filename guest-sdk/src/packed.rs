@@ -1,49 +1,43 @@
 //! Records and outcomes in one buffer each, as `packed-handler` in `wit/` says.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+
+use crate::outcome::Answer;
+use crate::record::Source;
 use crate::{Header, Outcome, Output, Reason, Record, Timestamp};
 
 /// The length of what is `none`.
 const NONE: u32 = u32::MAX;
+/// The length of what is a part of the buffer of records.
+const PART: u32 = u32::MAX - 1;
+/// Shorter bytes are written as they are: to name the part takes eight.
+const PART_BYTES_MIN: usize = 16;
 
 /// The records of a buffer.
-pub(crate) fn records(buffer: &[u8]) -> Result<Vec<Record>, Reason> {
-    let mut from = Reader(buffer);
-    from.records().ok_or_else(|| Reason {
+pub(crate) fn records(source: &Arc<Source>, buffer: &Bytes) -> Result<Vec<Record>, Reason> {
+    let mut from = Reader { buffer, at: 0 };
+    from.records(source).ok_or_else(|| Reason {
         code: "packed-records".to_owned(),
         detail: "the host's buffer of records is not what the contract says; build the guest against the host's `wit/`"
             .to_owned(),
     })
 }
 
-/// The buffer of these outcomes.
-pub(crate) fn outcomes(outcomes: &[Outcome]) -> Vec<u8> {
-    // What most outputs take; it grows where that is too little.
-    let mut to = Writer(Vec::with_capacity(outcomes.iter().map(size).sum()));
-    outcomes.iter().for_each(|outcome| to.outcome(outcome));
-    to.0
+/// Reads on from a place; `None` when the buffer ends too early.
+struct Reader<'a> {
+    buffer: &'a Bytes,
+    /// Invariant: at most the buffer's length.
+    at: usize,
 }
 
-fn size(outcome: &Outcome) -> usize {
-    const FIXED: usize = 40;
-    let length = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
-    match outcome {
-        Outcome::Ack(outputs) => outputs
-            .iter()
-            .fold(5, |size, output| size + FIXED + output.topic.len() + length(&output.key) + length(&output.value)),
-        Outcome::Retry(request) => FIXED + request.reason.code.len() + request.reason.detail.len(),
-        Outcome::DeadLetter(reason) => FIXED + reason.code.len() + reason.detail.len(),
-        Outcome::Skip | Outcome::Untouched => 1,
-    }
-}
-
-/// Reads from the front; `None` when the buffer ends too early.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
+impl Reader<'_> {
     fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (taken, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(*taken)
+        let taken = *self.buffer[self.at..].first_chunk()?;
+        self.at += N;
+        Some(taken)
     }
 
     fn u32(&mut self) -> Option<u32> {
@@ -54,36 +48,36 @@ impl<'a> Reader<'a> {
         self.take().map(i64::from_le_bytes)
     }
 
-    fn some(&mut self, length: u32) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(length as usize)?;
-        self.0 = rest;
+    fn some(&mut self, length: u32) -> Option<Bytes> {
+        let end = self.at.checked_add(length as usize).filter(|end| *end <= self.buffer.len())?;
+        let taken = self.buffer.slice(self.at..end);
+        self.at = end;
         Some(taken)
     }
 
-    fn text(&mut self) -> Option<String> {
-        let length = self.u32()?;
-        String::from_utf8(self.some(length)?.to_vec()).ok()
-    }
-
-    fn maybe(&mut self) -> Option<Option<Vec<u8>>> {
+    fn maybe(&mut self) -> Option<Option<Bytes>> {
         match self.u32()? {
             NONE => Some(None),
-            length => Some(Some(self.some(length)?.to_vec())),
+            length => self.some(length).map(Some),
         }
     }
 
-    fn records(&mut self) -> Option<Vec<Record>> {
+    fn records(&mut self, source: &Arc<Source>) -> Option<Vec<Record>> {
         let count = self.u32()? as usize;
-        let mut records = Vec::with_capacity(count.min(self.0.len()));
+        let mut records = Vec::with_capacity(count.min(self.buffer.len()));
         for _ in 0..count {
-            records.push(self.record()?);
+            records.push(self.record(source)?);
         }
         Some(records)
     }
 
-    fn record(&mut self) -> Option<Record> {
+    fn record(&mut self, source: &Arc<Source>) -> Option<Record> {
+        let id = match self.maybe()? {
+            Some(id) => Some(ByteString::try_from(id).ok()?),
+            None => None,
+        };
         Some(Record {
-            id: self.text()?,
+            id,
             offset: self.i64()?,
             timestamp: match (self.take::<1>()?, self.i64()?) {
                 ([1], millis) => Timestamp::CreateTime(millis),
@@ -94,73 +88,90 @@ impl<'a> Reader<'a> {
             key: self.maybe()?,
             value: self.maybe()?,
             headers: self.headers()?,
+            source: Arc::clone(source),
         })
     }
 
     fn headers(&mut self) -> Option<Vec<Header>> {
         let count = self.u32()?;
-        (0..count).map(|_| Some(Header { name: self.text()?, value: self.maybe()? })).collect()
+        let header = |_| {
+            let length = self.u32()?;
+            let name = ByteString::try_from(self.some(length)?).ok()?;
+            Some(Header { name, value: self.maybe()? })
+        };
+        (0..count).map(header).collect()
     }
 }
 
-struct Writer(Vec<u8>);
+/// Writes outcomes as they come.
+pub(crate) struct Writer<'a> {
+    buffer: Vec<u8>,
+    /// The buffer of the call's records.
+    records: &'a Bytes,
+}
 
-impl Writer {
+impl<'a> Writer<'a> {
+    /// An answer to so many records, which came in this buffer.
+    pub(crate) fn new(records: &'a Bytes, count: usize) -> Self {
+        // What most outcomes take whose outputs pass bytes on; it grows where that is too little.
+        const OUTCOME_BYTES: usize = 64;
+        Self { buffer: Vec::with_capacity(count * OUTCOME_BYTES), records }
+    }
+
+    /// The buffer of outcomes.
+    pub(crate) fn finish(self) -> Vec<u8> {
+        self.buffer
+    }
+
     fn u32(&mut self, number: u32) {
-        self.0.extend(number.to_le_bytes());
+        self.buffer.extend_from_slice(&number.to_le_bytes());
     }
 
     fn bytes(&mut self, bytes: &[u8]) {
         self.u32(length(bytes.len()));
-        self.0.extend_from_slice(bytes);
+        self.buffer.extend_from_slice(bytes);
     }
 
-    fn maybe(&mut self, bytes: Option<&[u8]>) {
+    fn maybe(&mut self, bytes: Option<&Bytes>) {
         match bytes {
-            Some(bytes) => self.bytes(bytes),
+            Some(bytes) => match self.part(bytes) {
+                Some(start) => {
+                    self.u32(PART);
+                    self.u32(start);
+                    self.u32(length(bytes.len()));
+                }
+                None => self.bytes(bytes),
+            },
             None => self.u32(NONE),
         }
     }
 
-    fn outcome(&mut self, outcome: &Outcome) {
-        match outcome {
-            Outcome::Ack(outputs) => {
-                self.0.push(0);
-                self.u32(length(outputs.len()));
-                outputs.iter().for_each(|output| self.output(output));
-            }
-            Outcome::Skip => self.0.push(1),
-            Outcome::Retry(request) => {
-                self.0.push(2);
-                self.0.push(u8::from(request.after_ms.is_some()) | u8::from(request.unavailable) << 1);
-                if let Some(millis) = request.after_ms {
-                    self.u32(millis);
-                }
-                self.reason(&request.reason);
-            }
-            Outcome::DeadLetter(reason) => {
-                self.0.push(3);
-                self.reason(reason);
-            }
-            Outcome::Untouched => self.0.push(4),
+    /// Where these bytes begin in the buffer of records, if they lie in it. That buffer lives as long as `self`, so that
+    /// nothing else can lie there.
+    fn part(&self, bytes: &Bytes) -> Option<u32> {
+        if bytes.len() < PART_BYTES_MIN {
+            return None;
         }
+        let start = bytes.as_ptr().addr().checked_sub(self.records.as_ptr().addr())?;
+        let end = start.checked_add(bytes.len())?;
+        if end > self.records.len() { None } else { u32::try_from(start).ok() }
     }
 
     fn output(&mut self, output: &Output) {
         self.bytes(output.topic.as_bytes());
-        self.0.push(u8::from(output.partition.is_some()) | u8::from(output.timestamp_ms.is_some()) << 1);
+        self.buffer.push(u8::from(output.partition.is_some()) | u8::from(output.timestamp_ms.is_some()) << 1);
         if let Some(partition) = output.partition {
-            self.0.extend(partition.to_le_bytes());
+            self.buffer.extend_from_slice(&partition.to_le_bytes());
         }
         if let Some(millis) = output.timestamp_ms {
-            self.0.extend(millis.to_le_bytes());
+            self.buffer.extend_from_slice(&millis.to_le_bytes());
         }
-        self.maybe(output.key.as_deref());
-        self.maybe(output.value.as_deref());
+        self.maybe(output.key.as_ref());
+        self.maybe(output.value.as_ref());
         self.u32(length(output.headers.len()));
         for header in &output.headers {
             self.bytes(header.name.as_bytes());
-            self.maybe(header.value.as_deref());
+            self.maybe(header.value.as_ref());
         }
     }
 
@@ -170,9 +181,37 @@ impl Writer {
     }
 }
 
+impl Answer for Writer<'_> {
+    fn ack(&mut self, outputs: &mut Vec<Output>) {
+        self.buffer.push(0);
+        self.u32(length(outputs.len()));
+        outputs.drain(..).for_each(|output| self.output(&output));
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Ack(mut outputs) => self.ack(&mut outputs),
+            Outcome::Skip => self.buffer.push(1),
+            Outcome::Retry(request) => {
+                self.buffer.push(2);
+                self.buffer.push(u8::from(request.after_ms.is_some()) | u8::from(request.unavailable) << 1);
+                if let Some(millis) = request.after_ms {
+                    self.u32(millis);
+                }
+                self.reason(&request.reason);
+            }
+            Outcome::DeadLetter(reason) => {
+                self.buffer.push(3);
+                self.reason(&reason);
+            }
+            Outcome::Untouched => self.buffer.push(4),
+        }
+    }
+}
+
 /// A component's memory is 4 GiB at most, of which nothing so long fits beside its copy.
 fn length(length: usize) -> u32 {
-    u32::try_from(length).ok().filter(|length| *length != NONE).expect("a length is below 4 GiB")
+    u32::try_from(length).ok().filter(|length| *length < PART).expect("a length is below 4 GiB")
 }
 
 #[cfg(test)]
@@ -192,7 +231,7 @@ mod tests {
             &[0xff; 4],
             &[0, 0, 0, 0],
             &[1, 0, 0, 0, 1, 0, 0, 0, b'h', 2, 0, 0, 0, 0xff, 0],
-            &[0, 0, 0, 0],
+            &[0xff; 4],
             &8_i64.to_le_bytes(),
             &[0],
             &0_i64.to_le_bytes(),
@@ -202,29 +241,33 @@ mod tests {
             &[0, 0, 0, 0],
         ]
         .concat();
+        let source = Arc::new(Source { topic: "t".to_owned(), partition: 3 });
         let expected = [
             Record {
-                id: "a/1".to_owned(),
+                id: Some("a/1".into()),
                 offset: 7,
                 timestamp: Timestamp::CreateTime(-5),
                 attempt: 2,
                 key: None,
-                value: Some(Vec::new()),
-                headers: vec![Header { name: "h".to_owned(), value: Some(vec![0xff, 0]) }],
+                value: Some(Bytes::new()),
+                headers: vec![Header { name: "h".into(), value: Some(Bytes::from_static(&[0xff, 0])) }],
+                source: Arc::clone(&source),
             },
             Record {
-                id: String::new(),
+                id: None,
                 offset: 8,
                 timestamp: Timestamp::None,
                 attempt: 1,
-                key: Some(b"k".to_vec()),
+                key: Some(Bytes::from_static(b"k")),
                 value: None,
                 headers: Vec::new(),
+                source: Arc::clone(&source),
             },
         ];
-        assert_eq!(records(&buffer).as_deref(), Ok(&expected[..]));
+        let buffer = Bytes::from(buffer);
+        assert_eq!(records(&source, &buffer).as_deref(), Ok(&expected[..]));
         for end in 0..buffer.len() {
-            assert!(records(&buffer[..end]).is_err(), "{end} bytes are too few");
+            assert!(records(&source, &buffer.slice(..end)).is_err(), "{end} bytes are too few");
         }
     }
 
@@ -232,20 +275,20 @@ mod tests {
     fn outcomes_are_written_as_the_contract_says() {
         let reason = || Reason { code: "c".to_owned(), detail: String::new() };
         let output = Output {
-            topic: "t".to_owned(),
+            topic: "t".into(),
             partition: Some(3),
             timestamp_ms: None,
             key: None,
-            value: Some(b"v".to_vec()),
-            headers: vec![Header { name: "h".to_owned(), value: None }],
+            value: Some(Bytes::from_static(b"v")),
+            headers: vec![Header { name: "h".into(), value: None }],
         };
-        let written = outcomes(&[
-            Outcome::Ack(vec![output]),
-            Outcome::Skip,
-            Outcome::Retry(RetryRequest { after_ms: Some(9), reason: reason(), unavailable: true }),
-            Outcome::DeadLetter(reason()),
-            Outcome::Untouched,
-        ]);
+        let records = Bytes::new();
+        let mut written = Writer::new(&records, 5);
+        written.ack(&mut vec![output]);
+        written.end(Outcome::Skip);
+        written.end(Outcome::Retry(RetryRequest { after_ms: Some(9), reason: reason(), unavailable: true }));
+        written.end(Outcome::DeadLetter(reason()));
+        written.end(Outcome::Untouched);
         let expected = [
             &[0, 1, 0, 0, 0][..],
             &[1, 0, 0, 0, b't', 1, 3, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0, b'v'],
@@ -255,6 +298,23 @@ mod tests {
             &[3, 1, 0, 0, 0, b'c', 0, 0, 0, 0],
             &[4],
         ];
-        assert_eq!(written, expected.concat());
+        assert_eq!(written.finish(), expected.concat());
+    }
+
+    #[test]
+    fn what_is_passed_on_is_named_and_what_is_new_is_written() {
+        let records = Bytes::from(vec![b'r'; 100]);
+        let elsewhere = Bytes::from(vec![b'r'; 16]);
+        let written = |value: Bytes| {
+            let mut writer = Writer::new(&records, 1);
+            writer.maybe(Some(&value));
+            writer.finish()
+        };
+        let part = |start: u8, length: u8| [&[0xfe, 0xff, 0xff, 0xff][..], &[start, 0, 0, 0, length, 0, 0, 0]].concat();
+        assert_eq!(written(records.slice(3..50)), part(3, 47));
+        assert_eq!(written(records.slice(84..)), part(84, 16));
+        assert_eq!(written(records.slice(3..18)), [&[15, 0, 0, 0][..], &[b'r'; 15]].concat(), "too short to be named");
+        assert_eq!(written(elsewhere), [&[16, 0, 0, 0][..], &[b'r'; 16]].concat());
+        assert_eq!(written(Bytes::new()), [0; 4]);
     }
 }

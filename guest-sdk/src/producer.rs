@@ -3,11 +3,11 @@
 //! What was sent stays sent when the attempt fails, so a redelivery sends it again. [`Context::emit`](crate::Context::emit) has no such gap.
 
 pub use crate::bindings::tidemill::guest::producer::{Error, Position};
-use crate::{Error as Ending, Output};
+use crate::{Error as Ending, Output, convert};
 
 /// Sends records and waits for the broker; their positions are in the same order.
 pub fn send(records: &[Output]) -> Result<Vec<Position>, Error> {
-    crate::platform::producer::send(records)
+    crate::platform::producer::send(&records.iter().map(convert::lower_output).collect::<Vec<_>>())
 }
 
 /// What the error means for the record if the author does not say otherwise.

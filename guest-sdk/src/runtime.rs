@@ -2,7 +2,12 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::{Guarantee, Handler, Order, Outcome, Reason, Refusal, Setup, bindings, packed};
+use bytes::Bytes;
+
+use crate::bindings::tidemill::guest::types;
+use crate::context::Call;
+use crate::record::Source;
+use crate::{Guarantee, Handler, Order, Reason, Refusal, Setup, convert, packed};
 
 static SETUP: OnceLock<Arc<Setup>> = OnceLock::new();
 
@@ -20,11 +25,11 @@ pub fn init(setup: Setup, agree: Option<Init>) -> Result<(), Reason> {
 }
 
 /// Handles a batch as the host sends it.
-pub fn handle<Shape>(
-    handler: impl Handler<Shape>,
-    batch: bindings::tidemill::guest::types::Batch,
-) -> Result<Vec<Outcome>, Reason> {
-    handler.call(batch, SETUP.get_or_init(|| Arc::new(untold())))
+pub fn handle<Shape>(handler: impl Handler<Shape>, batch: types::Batch) -> Result<Vec<types::Outcome>, Reason> {
+    let (call, records) = convert::lift(batch);
+    let mut outcomes = Vec::with_capacity(records.len());
+    handler.call(call, records, setup(), &mut outcomes)?;
+    Ok(convert::lower(outcomes))
 }
 
 /// Handles a batch whose records came in one buffer, and answers the outcomes in one.
@@ -34,13 +39,18 @@ pub fn handle_packed<Shape>(
     partition: i32,
     deadline_ms: u32,
     delivery: String,
-    records: &[u8],
+    records: Vec<u8>,
 ) -> Result<Vec<u8>, Reason> {
-    let records = packed::records(records)?;
-    let attributes = Vec::new();
-    let batch =
-        bindings::tidemill::guest::types::Batch { topic, partition, deadline_ms, delivery, records, attributes };
-    handle(handler, batch).map(|outcomes| packed::outcomes(&outcomes))
+    let source = Arc::new(Source { topic, partition });
+    let buffer = Bytes::from(records);
+    let records = packed::records(&source, &buffer)?;
+    let mut outcomes = packed::Writer::new(&buffer, records.len());
+    handler.call(Call { source, deadline_ms, delivery }, records, setup(), &mut outcomes)?;
+    Ok(outcomes.finish())
+}
+
+fn setup() -> &'static Arc<Setup> {
+    SETUP.get_or_init(|| Arc::new(untold()))
 }
 
 /// For a host that breaks the contract and never calls `init`: the default order.

@@ -26,9 +26,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::bindings::tidemill::guest::types::Batch;
+use crate::context::Call;
 use crate::log::Level;
-use crate::{Guarantee, Handler, Header, Order, Outcome, Output, Reason, Record, Refusal, Setup, Timestamp};
+use crate::record::Source;
+use crate::{
+    Guarantee, Handler, Header, IntoBytes, Order, Outcome, Output, Reason, Record, Refusal, Setup, Timestamp, convert,
+};
 use world::World;
 
 /// A host in memory. While it lives, the capabilities of this thread are its own; nothing is granted that was not given.
@@ -149,15 +152,11 @@ impl Host {
         handler: impl Handler<Shape>,
         records: impl IntoIterator<Item = Record>,
     ) -> Result<Vec<Outcome>, Reason> {
-        let batch = Batch {
-            topic: "test".to_owned(),
-            partition: 0,
-            deadline_ms: 10_000,
-            delivery: "live".to_owned(),
-            records: records.into_iter().enumerate().map(numbered).collect(),
-            attributes: Vec::new(),
-        };
-        handler.call(batch, &Arc::new(self.setup.clone()))
+        let call = Call { source: source(), deadline_ms: 10_000, delivery: "live".to_owned() };
+        let records = records.into_iter().enumerate().map(numbered).collect();
+        let mut outcomes = Vec::new();
+        handler.call(call, records, &Arc::new(self.setup.clone()), &mut outcomes)?;
+        Ok(outcomes)
     }
 
     /// The log lines so far.
@@ -167,22 +166,25 @@ impl Host {
 
     /// What was sent at once by [`producer::send`](crate::producer::send).
     pub fn sent(&self) -> Vec<Output> {
-        self.world.sent.borrow().clone()
+        self.world.sent.borrow().iter().cloned().map(convert::lift_output).collect()
     }
 }
 
-/// A record without an id gets the place that it has in the call.
+fn source() -> Arc<Source> {
+    Arc::new(Source { topic: "test".to_owned(), partition: 0 })
+}
+
+/// A record without an id of its own gets the place that it has in the call.
 fn numbered((index, mut record): (usize, Record)) -> Record {
-    if record.id.is_empty() {
+    if record.id.is_none() {
         record.offset = i64::try_from(index).unwrap_or(i64::MAX);
-        record.id = format!("test/0/{index}/0");
     }
     record
 }
 
 /// A record with these bytes as its value.
-pub fn record(value: impl Into<Vec<u8>>) -> Record {
-    Record { value: Some(value.into()), ..tombstone() }
+pub fn record(value: impl IntoBytes) -> Record {
+    Record { value: Some(value.into_bytes()), ..tombstone() }
 }
 
 /// A record with this value as JSON.
@@ -196,26 +198,27 @@ pub fn json(value: &(impl Serialize + ?Sized)) -> Record {
 /// A record without a value.
 pub fn tombstone() -> Record {
     Record {
-        id: String::new(),
-        offset: 0,
-        timestamp: Timestamp::None,
         key: None,
         value: None,
         headers: Vec::new(),
+        timestamp: Timestamp::CreateTime(0),
+        offset: 0,
         attempt: 1,
+        source: source(),
+        id: None,
     }
 }
 
 impl Record {
     /// Sets the key.
-    pub fn with_key(mut self, key: impl Into<Vec<u8>>) -> Self {
-        self.key = Some(key.into());
+    pub fn with_key(mut self, key: impl IntoBytes) -> Self {
+        self.key = Some(key.into_bytes());
         self
     }
 
     /// Adds a header.
-    pub fn with_header(mut self, name: &str, value: impl Into<Vec<u8>>) -> Self {
-        self.headers.push(Header { name: name.to_owned(), value: Some(value.into()) });
+    pub fn with_header(mut self, name: &str, value: impl IntoBytes) -> Self {
+        self.headers.push(Header { name: name.into(), value: Some(value.into_bytes()) });
         self
     }
 
@@ -227,7 +230,7 @@ impl Record {
 
     /// Sets the id, to tell a redelivery from another record.
     pub fn with_id(mut self, id: &str) -> Self {
-        self.id = id.to_owned();
+        self.id = Some(id.into());
         self
     }
 }

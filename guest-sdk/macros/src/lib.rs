@@ -120,7 +120,7 @@ fn export(options: &Options, function: &ItemFn) -> proc_macro2::TokenStream {
                     delivery: ::std::string::String,
                     records: ::std::vec::Vec<u8>,
                 ) -> ::core::result::Result<::std::vec::Vec<u8>, contract::Reason> {
-                    ::tidemill_guest::runtime::handle_packed(#name, topic, partition, deadline_ms, delivery, &records)
+                    ::tidemill_guest::runtime::handle_packed(#name, topic, partition, deadline_ms, delivery, records)
                 }
             }
 

@@ -46,6 +46,7 @@ to_value! {
     String: self => Value::Text(self.clone());
     [u8]: self => Value::Bytes(self.to_owned());
     Vec<u8>: self => Value::Bytes(self.clone());
+    bytes::Bytes: self => Value::Bytes(self.to_vec());
     serde_json::Value: self => Value::Json(self.to_string());
     Value: self => self.clone();
 }

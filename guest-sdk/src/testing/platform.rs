@@ -38,10 +38,10 @@ pub mod logging {
 /// `tidemill:guest/producer`.
 pub mod producer {
     use super::super::world;
-    use crate::Output;
+    use crate::bindings::tidemill::guest::types::Outgoing;
     use crate::producer::{Error, Position};
 
-    pub fn send(records: &[Output]) -> Result<Vec<Position>, Error> {
+    pub fn send(records: &[Outgoing]) -> Result<Vec<Position>, Error> {
         let world = world::current();
         if world.is_down("producer") {
             return Err(Error::Unavailable("set down by the test".to_owned()));

@@ -87,7 +87,7 @@ fn configuration_secrets_logs_and_sending() -> crate::Result<()> {
 #[test]
 fn a_record_keeps_the_id_that_the_test_gave() {
     fn handle(_: Vec<u8>, record: &crate::Record, ctx: &mut crate::Context) {
-        ctx.emit(Output::bytes("ids", record.id.as_str()));
+        ctx.emit(Output::bytes("ids", record.id()));
     }
     let outcomes = Host::new().call(handle, [record("a"), record("b").with_id("mine"), record("c")]);
     let ids: Vec<_> =

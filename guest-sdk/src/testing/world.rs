@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use crate::Output;
+use crate::bindings::tidemill::guest::types::Outgoing;
 use crate::log::Level;
 
 /// Keys and values of one bucket, and who claimed which key.
@@ -21,7 +21,7 @@ pub(super) struct World {
     pub(super) buckets: RefCell<BTreeMap<String, Bucket>>,
     pub(super) databases: RefCell<BTreeMap<String, Rc<rusqlite::Connection>>>,
     pub(super) logs: RefCell<Vec<(Level, String)>>,
-    pub(super) sent: RefCell<Vec<Output>>,
+    pub(super) sent: RefCell<Vec<Outgoing>>,
     /// Names whose calls fail as unavailable.
     pub(super) down: RefCell<BTreeSet<String>>,
 }

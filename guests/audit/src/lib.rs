@@ -9,7 +9,7 @@ fn handle(record: Record) -> Result<()> {
     let value_bytes = record.value.as_ref().map(|value| i64::try_from(value.len())).transpose()?;
     sql::open("main")?.execute(
         "INSERT INTO audit (record_id, value_bytes) VALUES ($1, $2) ON CONFLICT (record_id) DO NOTHING",
-        params![record.id, value_bytes],
+        params![record.id(), value_bytes],
     )?;
     Ok(())
 }

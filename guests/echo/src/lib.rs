@@ -7,7 +7,7 @@ use tidemill_guest::{Context, Output, Record, Result, Timestamp, config, handler
 
 #[derive(Serialize)]
 struct Told<'a> {
-    id: &'a str,
+    id: String,
     topic: &'a str,
     partition: i32,
     offset: i64,
@@ -28,7 +28,7 @@ fn handle(record: Record, ctx: &mut Context) -> Result<()> {
         Timestamp::LogAppendTime(ms) => ("log-append-time", Some(ms)),
     };
     let told = Told {
-        id: &record.id,
+        id: record.id(),
         topic: ctx.topic(),
         partition: ctx.partition(),
         offset: record.offset,
@@ -36,7 +36,7 @@ fn handle(record: Record, ctx: &mut Context) -> Result<()> {
         timestamp_ms,
         key: record.key.as_deref().map(hex),
         value: record.value.as_deref().map(hex),
-        headers: record.headers.iter().map(|header| (header.name.as_str(), header.value.as_deref().map(hex))).collect(),
+        headers: record.headers.iter().map(|header| (&*header.name, header.value.as_deref().map(hex))).collect(),
         attempt: record.attempt,
     };
     let output = Output::json(to, &told)?;

@@ -8,7 +8,7 @@ use tidemill_guest::{Context, Output, Record, Result, config, handler};
 fn handle(record: Record, ctx: &mut Context) -> Result<()> {
     let to = config::parse_or("to", "emitting.out".to_owned())?;
     for number in 0..config::parse_or("count", 3)? {
-        let output = Output::bytes(to.as_str(), format!("{}#{number}", record.id));
+        let output = Output::bytes(to.clone(), format!("{}#{number}", record.id()));
         ctx.emit(Output { key: record.key.clone(), ..output });
     }
     Ok(())

@@ -24,7 +24,7 @@ struct Enriched<'a> {
 #[handler]
 fn handle(Json(order): Json<Order>, record: &Record, ctx: &mut Context) -> Result<()> {
     check(&order)?;
-    store(&order, &record.id)?;
+    store(&order, &record.id())?;
     let enriched = Enriched {
         id: &order.id,
         customer: &order.customer,

@@ -10,7 +10,7 @@ fn handle(batch: &mut Batch) -> Result<()> {
     let rows: Vec<_> = batch
         .records()
         .iter()
-        .map(|record| vec![record.id.to_value(), record.key.to_value(), record.value.to_value()])
+        .map(|record| vec![record.id().to_value(), record.key.to_value(), record.value.to_value()])
         .collect();
     let tx = sql::open("main")?.begin()?;
     tx.execute_many(

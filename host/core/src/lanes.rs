@@ -4,9 +4,11 @@
 //! LANE-2: no lane starves: lanes that are ready run in the order in which they became so.
 
 use std::borrow::Borrow;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::time::Duration;
 
+use crate::murmur2::murmur2;
 use crate::record::{Offset, Record};
 
 /// Which records must run one after another.
@@ -45,7 +47,7 @@ pub struct Lanes {
     lanes: Vec<Lane>,
     /// Emptied lanes, whose memory is used again.
     free: Vec<LaneId>,
-    by_key: BTreeMap<Key, LaneId>,
+    by_key: ByKey,
     /// The lane of null keys, and of everything under [`Order::Partition`].
     keyless: Option<LaneId>,
     /// Idle lanes that hold a record, longest ready first. Invariant: their state is `Ready`.
@@ -77,6 +79,30 @@ enum State {
     Held,
 }
 
+/// Lanes by key. It is asked and never gone through, so that its order decides nothing.
+#[allow(clippy::disallowed_types, reason = "its hash is fixed, and nobody sees its order (ARCH-2)")]
+type ByKey = std::collections::HashMap<Key, LaneId, BuildHasherDefault<KeyHasher>>;
+
+/// Keys' own hash, spread over 64 bits. Who makes keys that collide makes their lookups slow, and slower only up to the
+/// keys that a partition holds at once: `Bounds::records_max`.
+#[derive(Debug, Default)]
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        /// 2^64 divided by the golden ratio, odd: neighbours end far apart.
+        const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+        self.0 = (self.0 ^ u64::from(murmur2(bytes))).wrapping_mul(SPREAD);
+    }
+
+    /// A key's length, which murmur2 takes in by itself.
+    fn write_usize(&mut self, _length: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// A key, by reference to the first record that brought it: a new lane allocates nothing.
 #[derive(Debug, Clone)]
 struct Key(Record);
@@ -101,15 +127,9 @@ impl PartialEq for Key {
 
 impl Eq for Key {}
 
-impl PartialOrd for Key {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Key {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.bytes().cmp(other.bytes())
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.bytes().hash(state);
     }
 }
 
@@ -120,7 +140,7 @@ impl Lanes {
             order,
             lanes: Vec::new(),
             free: Vec::new(),
-            by_key: BTreeMap::new(),
+            by_key: ByKey::default(),
             keyless: None,
             ready: VecDeque::new(),
             waiting: BTreeSet::new(),

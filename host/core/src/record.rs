@@ -4,6 +4,8 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 /// Position of a record in its partition.
 pub type Offset = i64;
 
@@ -81,9 +83,18 @@ pub mod redriven {
 /// Records of one partition that were delivered together: one buffer for all their bytes.
 ///
 /// One allocation holds hundreds of records, and a [`Record`] is a counted reference into it: receiving costs one copy
-/// and no allocation a record. A chunk lives until the last of its records is settled.
+/// and no allocation a record. A chunk lives until the last of its records is settled, its bytes until the last output
+/// that passes them on is written.
 #[derive(Debug, Default)]
 pub struct Chunk {
+    bytes: Bytes,
+    entries: Vec<Entry>,
+    headers: Vec<HeaderEntry>,
+}
+
+/// A [`Chunk`] that is being filled.
+#[derive(Debug, Default)]
+pub struct ChunkBuilder {
     bytes: Vec<u8>,
     entries: Vec<Entry>,
     headers: Vec<HeaderEntry>,
@@ -123,11 +134,8 @@ impl Span {
     }
 }
 
-impl Chunk {
-    /// Bytes above which a chunk must not grow: its positions are 32 bits wide.
-    pub const BYTES_MAX: usize = u32::MAX as usize;
-
-    /// An empty chunk with room for the given records and bytes.
+impl ChunkBuilder {
+    /// Nothing yet, with room for the given records and bytes.
     pub fn with_capacity(records: usize, bytes: usize) -> Self {
         Self { bytes: Vec::with_capacity(bytes), entries: Vec::with_capacity(records), headers: Vec::new() }
     }
@@ -163,9 +171,34 @@ impl Chunk {
     fn append(&mut self, bytes: &[u8]) -> Span {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(bytes);
-        assert!(self.bytes.len() <= Self::BYTES_MAX, "readers bound their chunks");
+        assert!(self.bytes.len() <= Chunk::BYTES_MAX, "readers bound their chunks");
         Span { start: start as u32, end: self.bytes.len() as u32 }
     }
+
+    /// How many records it holds.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The size of all keys, values and headers.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// What was copied in.
+    pub fn build(self) -> Chunk {
+        Chunk { bytes: self.bytes.into(), entries: self.entries, headers: self.headers }
+    }
+}
+
+impl Chunk {
+    /// Bytes above which a chunk must not grow: its positions are 32 bits wide.
+    pub const BYTES_MAX: usize = u32::MAX as usize;
 
     /// How many records it holds.
     pub fn len(&self) -> usize {
@@ -200,9 +233,9 @@ pub struct Record {
 impl Record {
     /// A record of its own, for tests and small uses.
     pub fn single(offset: Offset, key: Option<&[u8]>, value: Option<&[u8]>) -> Self {
-        let mut chunk = Chunk::default();
+        let mut chunk = ChunkBuilder::default();
         chunk.push(offset, Timestamp::None, key, value, []);
-        Self { chunk: Arc::new(chunk), index: 0 }
+        Self { chunk: Arc::new(chunk.build()), index: 0 }
     }
 
     fn entry(&self) -> &Entry {
@@ -227,6 +260,16 @@ impl Record {
     /// Its value; `None` is a tombstone, which is not empty.
     pub fn value(&self) -> Option<&[u8]> {
         self.entry().value.map(|span| &self.chunk.bytes[span.range()])
+    }
+
+    /// Its key as bytes that outlive the record, without copying them.
+    pub fn shared_key(&self) -> Option<Bytes> {
+        self.entry().key.map(|span| self.chunk.bytes.slice(span.range()))
+    }
+
+    /// Its value as bytes that outlive the record, without copying them.
+    pub fn shared_value(&self) -> Option<Bytes> {
+        self.entry().value.map(|span| self.chunk.bytes.slice(span.range()))
     }
 
     /// Its headers, in order, with repeated names.
@@ -292,7 +335,7 @@ mod tests {
 
     #[test]
     fn null_is_not_empty_and_headers_repeat_in_order() {
-        let mut chunk = Chunk::with_capacity(2, 64);
+        let mut chunk = ChunkBuilder::with_capacity(2, 64);
         let headers = [
             HeaderRef { name: b"a", value: Some(b"1") },
             HeaderRef { name: b"a", value: None },
@@ -300,10 +343,11 @@ mod tests {
         ];
         chunk.push(5, Timestamp::Create(7), None, Some(b""), headers);
         chunk.push(9, Timestamp::LogAppend(8), Some(b""), None, []);
-        let chunk = Arc::new(chunk);
+        let chunk = Arc::new(chunk.build());
         let records: Vec<Record> = chunk.records().collect();
 
         assert_eq!((records[0].key(), records[0].value()), (None, Some(&b""[..])));
+        assert_eq!((records[1].shared_key(), records[1].shared_value()), (Some(Bytes::new()), None));
         assert_eq!(records[0].headers().collect::<Vec<_>>(), headers);
         assert_eq!((records[1].key(), records[1].value()), (Some(&b""[..]), None));
         assert_eq!(records[1].headers().len(), 0);
@@ -314,9 +358,9 @@ mod tests {
 
     #[test]
     fn a_header_name_that_is_not_text_makes_a_record_malformed_and_keeps_its_bytes() {
-        let mut chunk = Chunk::default();
+        let mut chunk = ChunkBuilder::default();
         chunk.push(0, Timestamp::None, None, None, [HeaderRef { name: b"\xff\xfe", value: Some(b"x") }]);
-        let record = Arc::new(chunk).records().next().expect("one record was pushed");
+        let record = Arc::new(chunk.build()).records().next().expect("one record was pushed");
         assert!(record.malformed());
         assert_eq!(record.headers().next().map(|header| header.name), Some(&b"\xff\xfe"[..]));
     }
@@ -325,13 +369,13 @@ mod tests {
     fn a_redriven_record_keeps_its_first_id_in_the_topic_that_it_was_sent_to() {
         let id = "orders/3/7/1000";
         let record = |to: &'static [u8], id: &[u8]| {
-            let mut chunk = Chunk::default();
+            let mut chunk = ChunkBuilder::default();
             let headers = [
                 HeaderRef { name: redriven::ID.as_bytes(), value: Some(id) },
                 HeaderRef { name: redriven::TO.as_bytes(), value: Some(to) },
             ];
             chunk.push(9, Timestamp::Create(5), None, None, headers);
-            Arc::new(chunk).records().next().expect("one record was pushed")
+            Arc::new(chunk.build()).records().next().expect("one record was pushed")
         };
         let from = TopicPartition::new("orders", 1);
         assert_eq!(record(b"orders", id.as_bytes()).id(&from), id);

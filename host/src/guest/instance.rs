@@ -101,8 +101,8 @@ pub(super) enum StartError {
 pub(super) struct Instance {
     store: Store<State>,
     guest: Entered,
-    /// Records on their way into the guest; kept for its memory.
-    buffer: Vec<u8>,
+    /// Records on their way into the guest.
+    records: packed::Records,
     setup: Arc<Setup>,
     calls_left: u32,
     expires: Instant,
@@ -150,7 +150,7 @@ impl Instance {
                 Ok(Self {
                     store,
                     guest,
-                    buffer: Vec::new(),
+                    records: packed::Records::default(),
                     setup: Arc::clone(setup),
                     calls_left,
                     expires: now + age,
@@ -175,9 +175,9 @@ impl Instance {
 
         let answer = match &self.guest.packed {
             Some(packed) => {
-                packed::records(&attempt.from, &attempt.records, &mut self.buffer)?;
+                self.records.write(&attempt.from.topic, &attempt.records)?;
                 let (topic, partition) = (&*attempt.from.topic, attempt.from.partition);
-                let (millis, records) = (millis(attempt.deadline), &*self.buffer);
+                let (millis, records) = (millis(attempt.deadline), self.records.bytes());
                 let packed = packed.tidemill_guest_packed_handler();
                 let call = packed.call_handle(&mut self.store, topic, partition, millis, attempt.delivery, records);
                 guarded(deadline, call).await.map(|answer| answer.map(|given| given.map(Given::Packed)))
@@ -209,7 +209,9 @@ impl Instance {
         };
         let error = match answer {
             Ok(Ok(Ok(Given::Typed(outcomes)))) => return rules.lift(outcomes, attempt.records.len()),
-            Ok(Ok(Ok(Given::Packed(buffer)))) => return packed::outcomes(&rules, buffer, attempt.records.len()),
+            Ok(Ok(Ok(Given::Packed(buffer)))) => {
+                return packed::outcomes(&rules, buffer, &attempt.records, &self.records);
+            }
             Ok(Ok(Err(reason))) => {
                 let Reason { code, detail } = rules.reason(reason);
                 CallError { class: Class::Retry, detail: format!("{code}: {detail}") }

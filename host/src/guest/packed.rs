@@ -1,12 +1,14 @@
 //! A batch and its outcomes in one buffer each, as `packed-handler` in `wit/` says.
 //!
-//! Outputs are slices of the guest's answer: nothing is copied and nothing allocated for each of them.
+//! Outputs are slices: of the guest's answer, or of the delivered records where the guest passes their bytes on. Nothing is copied and
+//! nothing allocated for each of them.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tidemill_core::partition::CallRecord;
-use tidemill_core::record::{Timestamp, TopicPartition};
+use tidemill_core::record::Timestamp;
 use tidemill_core::retry::Class;
 
 use super::bindings::tidemill::guest::types;
@@ -16,47 +18,84 @@ use crate::broker::{Header, Outgoing};
 
 /// The length of what is `none`.
 const NONE: u32 = u32::MAX;
+/// The length of what is a part of the buffer of records.
+const PART: u32 = u32::MAX - 1;
 
-/// Writes the records of a call into `buffer`, over what was there.
-pub(super) fn records(from: &TopicPartition, records: &[CallRecord], buffer: &mut Vec<u8>) -> Result<(), CallError> {
-    let mut digits = itoa::Buffer::new();
-    let source = format!("{from}/");
-    buffer.clear();
-    put(buffer, records.len())?;
-    for CallRecord { record, tries, .. } in records {
-        let at = buffer.len();
-        put(buffer, 0)?;
-        if let Some(id) = record.first_id(&from.topic) {
-            buffer.extend_from_slice(id.as_bytes());
-        } else {
-            let millis = record.timestamp().millis().unwrap_or(-1);
-            buffer.extend_from_slice(source.as_bytes());
-            buffer.extend_from_slice(digits.format(record.offset()).as_bytes());
-            buffer.push(b'/');
-            buffer.extend_from_slice(digits.format(millis).as_bytes());
-        }
-        let id = length(buffer.len() - at - size_of::<u32>())?;
-        buffer[at..at + size_of::<u32>()].copy_from_slice(&id.to_le_bytes());
+/// The records of a call as the guest gets them; kept for its memory.
+#[derive(Debug, Default)]
+pub(super) struct Records {
+    bytes: Vec<u8>,
+    /// Where each record's key and value are in `bytes`, for those that it has; an absent one is where the next field is.
+    places: Vec<Place>,
+}
 
-        buffer.extend_from_slice(&record.offset().to_le_bytes());
-        let (kind, millis) = match record.timestamp() {
-            Timestamp::None => (0, 0),
-            Timestamp::Create(millis) => (1, millis),
-            Timestamp::LogAppend(millis) => (2, millis),
-        };
-        buffer.push(kind);
-        buffer.extend_from_slice(&millis.to_le_bytes());
-        buffer.extend_from_slice(&tries.saturating_add(1).to_le_bytes());
-        put_maybe(buffer, record.key())?;
-        put_maybe(buffer, record.value())?;
-        let headers = record.headers();
-        put(buffer, headers.len())?;
-        for header in headers {
-            put_maybe(buffer, Some(header.name))?;
-            put_maybe(buffer, header.value)?;
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    key: usize,
+    value: usize,
+}
+
+impl Records {
+    /// Writes the records of a call, which are of this topic, over what was there.
+    pub(super) fn write(&mut self, topic: &str, records: &[CallRecord]) -> Result<(), CallError> {
+        self.bytes.clear();
+        self.places.clear();
+        put(&mut self.bytes, records.len())?;
+        for record in records {
+            let place = put_record(&mut self.bytes, topic, record)?;
+            self.places.push(place);
         }
+        // Positions in the buffer are 32 bits wide.
+        length(self.bytes.len()).map(drop)
     }
-    Ok(())
+
+    /// The buffer.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// A part of the buffer, of these records; `None` when it is not within. A part of one key or value shares its memory.
+    fn part(&self, records: &[CallRecord], range: Range<usize>) -> Option<Bytes> {
+        let bytes = self.bytes.get(range.clone())?;
+        let after = self.places.partition_point(|place| place.key <= range.start);
+        let shared = after.checked_sub(1).and_then(|index| {
+            let (place, record) = (self.places[index], &records[index].record);
+            let (start, whole) = match range.start.checked_sub(place.value) {
+                Some(start) => (start, record.shared_value()?),
+                None => (range.start - place.key, record.shared_key()?),
+            };
+            let end = start + range.len();
+            (end <= whole.len()).then(|| whole.slice(start..end))
+        });
+        Some(shared.unwrap_or_else(|| Bytes::copy_from_slice(bytes)))
+    }
+}
+
+fn put_record(
+    buffer: &mut Vec<u8>,
+    topic: &str,
+    CallRecord { record, tries, .. }: &CallRecord,
+) -> Result<Place, CallError> {
+    // The usual id is left out.
+    put_maybe(buffer, record.first_id(topic).map(str::as_bytes))?;
+    buffer.extend_from_slice(&record.offset().to_le_bytes());
+    let (kind, millis) = match record.timestamp() {
+        Timestamp::None => (0, 0),
+        Timestamp::Create(millis) => (1, millis),
+        Timestamp::LogAppend(millis) => (2, millis),
+    };
+    buffer.push(kind);
+    buffer.extend_from_slice(&millis.to_le_bytes());
+    buffer.extend_from_slice(&tries.saturating_add(1).to_le_bytes());
+    let key = put_maybe(buffer, record.key())?;
+    let value = put_maybe(buffer, record.value())?;
+    let headers = record.headers();
+    put(buffer, headers.len())?;
+    for header in headers {
+        put_maybe(buffer, Some(header.name))?;
+        put_maybe(buffer, header.value)?;
+    }
+    Ok(Place { key, value })
 }
 
 fn put(buffer: &mut Vec<u8>, number: usize) -> Result<(), CallError> {
@@ -64,29 +103,39 @@ fn put(buffer: &mut Vec<u8>, number: usize) -> Result<(), CallError> {
     Ok(())
 }
 
-fn put_maybe(buffer: &mut Vec<u8>, bytes: Option<&[u8]>) -> Result<(), CallError> {
+/// Says where the bytes begin.
+fn put_maybe(buffer: &mut Vec<u8>, bytes: Option<&[u8]>) -> Result<usize, CallError> {
     match bytes {
         Some(bytes) => {
             put(buffer, bytes.len())?;
             buffer.extend_from_slice(bytes);
+            Ok(buffer.len() - bytes.len())
         }
-        None => buffer.extend_from_slice(&NONE.to_le_bytes()),
+        None => {
+            buffer.extend_from_slice(&NONE.to_le_bytes());
+            Ok(buffer.len())
+        }
     }
-    Ok(())
 }
 
 fn length(number: usize) -> Result<u32, CallError> {
-    let length = u32::try_from(number).ok().filter(|length| *length != NONE);
+    let length = u32::try_from(number).ok().filter(|length| *length < PART);
     length.ok_or_else(|| CallError { class: Class::Memory, detail: "the batch is larger than a guest's memory".into() })
 }
 
-/// One outcome for each record from a guest's answer: missing ones are filled up, surplus ones are an error.
-pub(super) fn outcomes(rules: &Rules<'_>, given: Vec<u8>, records: usize) -> Result<Vec<Outcome>, CallError> {
-    let mut from = Reader { buffer: Bytes::from(given), at: 0 };
-    let mut outcomes = Vec::with_capacity(records);
+/// One outcome for each record from a guest's answer: missing ones are filled up, surplus ones are an error. `written` is what the
+/// guest got of the records.
+pub(super) fn outcomes(
+    rules: &Rules<'_>,
+    given: Vec<u8>,
+    records: &[CallRecord],
+    written: &Records,
+) -> Result<Vec<Outcome>, CallError> {
+    let mut from = Reader { buffer: Bytes::from(given), at: 0, records, written };
+    let mut outcomes = Vec::with_capacity(records.len());
     while !from.is_at_end() {
-        if outcomes.len() == records {
-            return Err(surplus(records + 1, records));
+        if outcomes.len() == records.len() {
+            return Err(surplus(records.len() + 1, records.len()));
         }
         let outcome = from.outcome(rules).ok_or_else(|| CallError {
             class: Class::Malformed,
@@ -94,17 +143,19 @@ pub(super) fn outcomes(rules: &Rules<'_>, given: Vec<u8>, records: usize) -> Res
         })?;
         outcomes.push(outcome);
     }
-    outcomes.resize_with(records, || Outcome::Untouched);
+    outcomes.resize_with(records.len(), || Outcome::Untouched);
     Ok(outcomes)
 }
 
 /// Reads on from a place; `None` when the buffer does not hold what should come.
-struct Reader {
+struct Reader<'a> {
     buffer: Bytes,
     at: usize,
+    records: &'a [CallRecord],
+    written: &'a Records,
 }
 
-impl Reader {
+impl Reader<'_> {
     fn is_at_end(&self) -> bool {
         self.at == self.buffer.len()
     }
@@ -139,6 +190,10 @@ impl Reader {
     fn maybe(&mut self) -> Option<Option<Bytes>> {
         match self.u32()? {
             NONE => Some(None),
+            PART => {
+                let (start, length) = (self.u32()? as usize, self.u32()? as usize);
+                self.written.part(self.records, start..start.checked_add(length)?).map(Some)
+            }
             length => {
                 let range = self.range(length)?;
                 Some(Some(self.buffer.slice(range)))

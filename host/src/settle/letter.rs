@@ -93,8 +93,8 @@ impl Dead<'_> {
             topic: to.topic_for(&self.from.topic),
             partition: None,
             timestamp_ms: record.timestamp().millis(),
-            key: record.key().map(copied),
-            value: record.value().map(copied),
+            key: record.shared_key(),
+            value: record.shared_value(),
             headers: headers.0,
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
 use tidemill_core::partition::{CallRecord, Verdict};
-use tidemill_core::record::{Chunk, HeaderRef, Record, Timestamp, TopicPartition};
+use tidemill_core::record::{ChunkBuilder, HeaderRef, Record, Timestamp, TopicPartition};
 use tidemill_core::retry::{Class, RetryPolicy, Unavailable};
 
 use super::letter::HeaderStyle;
@@ -81,14 +81,14 @@ async fn a_shortage_of_the_host_is_nobodys_fault() {
 #[tokio::test]
 async fn a_dead_letter_keeps_every_byte_and_says_what_happened() {
     let world = World::new(vec![]);
-    let mut chunk = Chunk::default();
+    let mut chunk = ChunkBuilder::default();
     let headers = [
         HeaderRef { name: b"h", value: Some(b"1") },
         HeaderRef { name: b"h", value: None },
         HeaderRef { name: b"\xff", value: Some(b"\x00\x01") },
     ];
     chunk.push(7, Timestamp::Create(1234), Some(b"\xffkey"), None, headers);
-    let record = Arc::new(chunk).records().next().expect("one record");
+    let record = Arc::new(chunk.build()).records().next().expect("one record");
     let mut attempt = attempt("");
     attempt.records = vec![CallRecord { record, lane: 0, tries: 0, charged: 0, age: Duration::ZERO }];
     let reason = Reason { code: "bad".to_owned(), detail: "é".repeat(2000) };
@@ -124,10 +124,10 @@ async fn a_record_waits_for_as_long_as_its_dead_letter_cannot_be_written() {
 #[tokio::test]
 async fn a_dead_letter_about_a_dead_letter_keeps_the_first_origin() {
     let world = World::new(vec![]);
-    let mut chunk = Chunk::default();
+    let mut chunk = ChunkBuilder::default();
     let first = [HeaderRef { name: b"tidemill.error.topic", value: Some(b"origin") }];
     chunk.push(0, Timestamp::None, None, Some(b"v"), first);
-    let record = Arc::new(chunk).records().next().expect("one record");
+    let record = Arc::new(chunk.build()).records().next().expect("one record");
     let mut attempt = attempt("");
     attempt.records = vec![CallRecord { record, lane: 0, tries: 0, charged: 0, age: Duration::ZERO }];
     world.settler.settle(&attempt, called(Ok(vec![Outcome::DeadLetter(Reason::default())]))).await;
@@ -269,9 +269,9 @@ async fn a_letter_has_connects_headers_beside_ours_as_texts() {
 #[tokio::test]
 async fn a_letter_has_springs_headers_beside_ours_with_numbers_in_binary_and_the_first_origin() {
     let world = World::styled(vec![], HeaderStyle::Spring);
-    let mut chunk = Chunk::default();
+    let mut chunk = ChunkBuilder::default();
     chunk.push(258, Timestamp::Create(1000), None, None, []);
-    let record = Arc::new(chunk).records().next().expect("one record");
+    let record = Arc::new(chunk.build()).records().next().expect("one record");
     let mut attempt = attempt("");
     attempt.records = vec![CallRecord { record, lane: 0, tries: 0, charged: 0, age: Duration::ZERO }];
     world.settler.settle(&attempt, called(Ok(vec![never("bad")]))).await;
@@ -295,10 +295,10 @@ async fn a_letter_has_springs_headers_beside_ours_with_numbers_in_binary_and_the
     .collect();
     assert_eq!(foreign(&letter), expected);
 
-    let mut chunk = Chunk::default();
+    let mut chunk = ChunkBuilder::default();
     let kept = letter.headers.iter().map(|it| HeaderRef { name: &it.name, value: it.value.as_deref() });
     chunk.push(0, Timestamp::Create(2000), None, None, kept);
-    attempt.records[0].record = Arc::new(chunk).records().next().expect("one record");
+    attempt.records[0].record = Arc::new(chunk.build()).records().next().expect("one record");
     attempt.from = TopicPartition::new("in.dlq", 0);
     world.settler.settle(&attempt, called(Ok(vec![never("again")]))).await;
     let second = foreign(&world.letters()[1]);
@@ -313,7 +313,7 @@ async fn what_a_letter_says_is_read_back_and_what_is_no_letter_says_nothing() {
     let world = World::new(vec![]);
     world.settle("a", Ok(vec![never("bad")])).await;
     let letter = world.letters().remove(0);
-    let mut chunk = Chunk::default();
+    let mut chunk = ChunkBuilder::default();
     chunk.push(
         0,
         Timestamp::None,
@@ -322,7 +322,7 @@ async fn what_a_letter_says_is_read_back_and_what_is_no_letter_says_nothing() {
         letter.headers.iter().map(|it| HeaderRef { name: &it.name, value: it.value.as_deref() }),
     );
     chunk.push(1, Timestamp::None, None, None, []);
-    let records: Vec<Record> = Arc::new(chunk).records().collect();
+    let records: Vec<Record> = Arc::new(chunk.build()).records().collect();
     let account = letter::Account::of(&records[0]).expect("it is a letter");
     assert_eq!((account.topic.as_deref(), account.partition, account.offset), (Some("in"), Some(0), Some(0)));
     assert_eq!((account.class.as_deref(), account.code.as_deref()), (Some("rejected"), Some("bad")));

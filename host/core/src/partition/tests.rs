@@ -5,6 +5,7 @@ use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
 use super::*;
+use crate::record::ChunkBuilder;
 
 const BOUNDS: Bounds = Bounds {
     call_records_max: 1,
@@ -391,10 +392,10 @@ impl Story {
 }
 
 fn chunk(offset: Offset, key: &str) -> Arc<Chunk> {
-    let mut chunk = Chunk::default();
+    let mut chunk = ChunkBuilder::default();
     let key = (key != "-").then_some(key.as_bytes());
     chunk.push(offset, crate::record::Timestamp::None, key, Some(b"value"), []);
-    Arc::new(chunk)
+    Arc::new(chunk.build())
 }
 
 /// A random step of a story; numbers choose among what is possible then.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
-use tidemill_core::record::{Chunk, Offset, Timestamp};
+use tidemill_core::record::{Chunk, ChunkBuilder, Offset, Timestamp};
 use tokio::sync::Semaphore;
 
 use super::database::Database;
@@ -83,7 +83,7 @@ pub(super) fn chunk(
     let mut statement = connection.prepare_cached(&sql).map_err(refused)?;
     let limit = i64::try_from(records_max.max(1)).unwrap_or(i64::MAX);
     let mut rows = statement.query(params![from, limit]).map_err(refused)?;
-    let mut chunk = Chunk::with_capacity(records_max.min(1024), bytes_max.min(CHUNK_BYTES_FIRST));
+    let mut chunk = ChunkBuilder::with_capacity(records_max.min(1024), bytes_max.min(CHUNK_BYTES_FIRST));
     while let Some(row) = rows.next().map_err(refused)? {
         let bytes = |column| row.get_ref(column).map_err(refused).and_then(blob);
         let (key, value, encoded) = (bytes(2)?, bytes(3)?, bytes(4)?);
@@ -97,7 +97,7 @@ pub(super) fn chunk(
         let timestamp = Timestamp::Create(row.get(1).map_err(refused)?);
         chunk.push(row.get(0).map_err(refused)?, timestamp, key, value, headers);
     }
-    Ok(chunk)
+    Ok(chunk.build())
 }
 
 /// The oldest kept offset of a partition.

@@ -14,7 +14,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::MetadataTopic;
 use rdkafka::types::RDKafka;
 use rdkafka::{ClientConfig, Offset as Place, TopicPartitionList};
-use tidemill_core::record::{Chunk, Offset};
+use tidemill_core::record::{Chunk, ChunkBuilder, Offset};
 use tokio::time::Instant;
 
 use super::config::{Config, refused_by_library};
@@ -277,7 +277,7 @@ fn collect(
     records_max: usize,
 ) -> Result<Chunk, BrokerError> {
     let deadline = Instant::now() + DEADLINE;
-    let mut chunk = Chunk::default();
+    let mut chunk = ChunkBuilder::default();
     let mut next = from;
     while chunk.len() < records_max && next < end && Instant::now() < deadline {
         let Some(message) = queue.front() else {
@@ -298,7 +298,7 @@ fn collect(
         }
         queue.drop_front();
     }
-    Ok(chunk)
+    Ok(chunk.build())
 }
 
 fn failed(topic: &str, error: &KafkaError) -> BrokerError {

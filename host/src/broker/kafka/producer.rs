@@ -110,7 +110,6 @@ struct Unqueued {
     batch: Arc<Batch>,
     /// The first of them.
     next: usize,
-    count: usize,
 }
 
 impl Unqueued {
@@ -120,7 +119,7 @@ impl Unqueued {
     }
 
     fn refuse_all(&mut self, code: Code) {
-        while self.next < self.count {
+        while self.next < self.batch.records().len() {
             self.refuse_next(code);
         }
     }
@@ -153,27 +152,27 @@ impl Shared {
         if records.is_empty() {
             return Vec::new();
         }
-        let batch = Batch::new(records.len());
-        let mut unqueued = Unqueued { batch: Arc::clone(&batch), next: 0, count: records.len() };
+        let batch = Batch::new(records);
+        let mut unqueued = Unqueued { batch: Arc::clone(&batch), next: 0 };
         // Whoever waits already is before us.
-        let queued = self.waiting.load(Ordering::SeqCst) == 0 && self.queue(&records, &mut unqueued);
+        let queued = self.waiting.load(Ordering::SeqCst) == 0 && self.queue(&mut unqueued);
         if !queued && when_full == WhenFull::Wait {
-            self.queue_in_turn(&records, &mut unqueued).await;
+            self.queue_in_turn(&mut unqueued).await;
         }
         drop((unqueued, self));
         batch.reported().await;
-        records.iter().enumerate().map(|(at, record)| outcome(record, batch.report(at))).collect()
+        batch.records().iter().enumerate().map(|(at, record)| outcome(record, batch.report(at))).collect()
     }
 
     /// Waits for room as often as needed, before all who came later.
-    async fn queue_in_turn(&self, records: &[Outgoing], unqueued: &mut Unqueued) {
+    async fn queue_in_turn(&self, unqueued: &mut Unqueued) {
         let _waiting = Waiting::new(&self.waiting);
         let _turn = self.turn.lock().await;
         loop {
             let client = self.current.load_full();
             let mut room = pin!(client.reported());
             room.as_mut().enable();
-            if self.queue(records, unqueued) {
+            if self.queue(unqueued) {
                 return;
             }
             // Bounded, because a new client may have taken over while we listened to the old one.
@@ -182,15 +181,15 @@ impl Shared {
     }
 
     /// Gives records to the library in order; false when it has no room for the next one.
-    fn queue(&self, records: &[Outgoing], unqueued: &mut Unqueued) -> bool {
+    fn queue(&self, unqueued: &mut Unqueued) -> bool {
         let mut client = self.current.load_full();
-        match client.queue(records, unqueued) {
+        match client.queue(unqueued) {
             Queued::All => true,
             Queued::Full => false,
             Queued::Dead => {
                 self.rebuild(&client);
                 client = self.current.load_full();
-                match client.queue(records, unqueued) {
+                match client.queue(unqueued) {
                     Queued::All => true,
                     Queued::Full => false,
                     Queued::Dead => {

@@ -85,14 +85,14 @@ mod tests {
     use std::collections::BTreeSet;
 
     use proptest::prelude::*;
-    use tidemill_core::record::{Chunk, HeaderRef, Timestamp};
+    use tidemill_core::record::{ChunkBuilder, HeaderRef, Timestamp};
 
     use super::*;
 
     fn read(offset: Offset, noted: &[u8]) -> Offsets {
-        let mut chunk = Chunk::default();
+        let mut chunk = ChunkBuilder::default();
         chunk.push(offset, Timestamp::None, None, None, [HeaderRef { name: LETTERS.as_bytes(), value: Some(noted) }]);
-        let record = Arc::new(chunk).records().next().expect("one record");
+        let record = Arc::new(chunk.build()).records().next().expect("one record");
         let mut offsets = Offsets::default();
         assert!(offsets.note(&record));
         offsets

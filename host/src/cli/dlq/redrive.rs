@@ -199,8 +199,8 @@ impl Targets {
             topic: Arc::clone(to),
             partition: account.partition.filter(|partition| comes_home && (0..partitions).contains(partition)),
             timestamp_ms: made_at(letter),
-            key: record.key().map(Bytes::copy_from_slice),
-            value: record.value().map(Bytes::copy_from_slice),
+            key: record.shared_key(),
+            value: record.shared_value(),
             headers,
         }
     }

@@ -2,18 +2,29 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tidemill_core::record::redriven::{ID, TO};
-use tidemill_core::record::{Chunk, HeaderRef};
+use tidemill_core::record::{ChunkBuilder, HeaderRef, Record, TopicPartition};
 
 use super::*;
 use crate::attempt::{Attempt, Guarantee};
 
 const DENIED: &str = "access-denied";
 
-/// Asks with the rules of a handler that may produce to `t`.
-fn read(given: &[u8], records: usize) -> Result<Vec<Outcome>, CallError> {
+/// Asks with the rules of a handler that may produce to `t`, and as many records of no content.
+fn read(given: &[u8], records: i64) -> Result<Vec<Outcome>, CallError> {
+    let records: Vec<_> = (0..records).map(|offset| call_record(Record::single(offset, None, None), 0)).collect();
+    read_of(given, &records)
+}
+
+fn read_of(given: &[u8], records: &[CallRecord]) -> Result<Vec<Outcome>, CallError> {
     let topics = BTreeSet::from([Arc::from("t")]);
     let rules = Rules { topics: &topics, reason_bytes_max: 10, something_is_away: false };
-    outcomes(&rules, given.to_vec(), records)
+    let mut written = Records::default();
+    written.write("a", records).expect("they are small");
+    outcomes(&rules, given.to_vec(), records, &written)
+}
+
+fn call_record(record: Record, tries: u32) -> CallRecord {
+    CallRecord { record, lane: 0, tries, charged: 0, age: Duration::ZERO }
 }
 
 /// One outcome of each kind; the same bytes as in the SDK's test.
@@ -32,21 +43,17 @@ fn each_kind() -> Vec<u8> {
 
 #[test]
 fn records_are_written_as_the_contract_says() {
-    let mut chunk = Chunk::default();
+    let mut chunk = ChunkBuilder::default();
     let header = HeaderRef { name: b"h", value: Some(&[0xff, 0]) };
     chunk.push(7, Timestamp::Create(5), None, Some(b""), [header]);
     chunk.push(8, Timestamp::None, Some(b"k"), None, []);
-    let records: Vec<_> = Arc::new(chunk).records().zip([1, 0]).collect();
-    let records: Vec<_> = records
-        .into_iter()
-        .map(|(record, tries)| CallRecord { record, lane: 0, tries, charged: 0, age: Duration::ZERO })
-        .collect();
-    let mut buffer = b"what was there".to_vec();
-    super::records(&TopicPartition::new("a", 1), &records, &mut buffer).expect("it is small");
+    let records: Vec<_> = Arc::new(chunk.build()).records().zip([1, 0]).collect();
+    let records: Vec<_> = records.into_iter().map(|(record, tries)| call_record(record, tries)).collect();
+    let mut written = Records { bytes: b"what was there".to_vec(), places: vec![Place { key: 1, value: 2 }] };
+    written.write("a", &records).expect("they are small");
     let expected = [
         &2_u32.to_le_bytes()[..],
-        &[7, 0, 0, 0],
-        b"a/1/7/5",
+        &[0xff; 4],
         &7_i64.to_le_bytes(),
         &[1],
         &5_i64.to_le_bytes(),
@@ -54,8 +61,7 @@ fn records_are_written_as_the_contract_says() {
         &[0xff; 4],
         &[0, 0, 0, 0],
         &[1, 0, 0, 0, 1, 0, 0, 0, b'h', 2, 0, 0, 0, 0xff, 0],
-        &[8, 0, 0, 0],
-        b"a/1/8/-1",
+        &[0xff; 4],
         &8_i64.to_le_bytes(),
         &[0],
         &0_i64.to_le_bytes(),
@@ -64,27 +70,26 @@ fn records_are_written_as_the_contract_says() {
         &[0xff; 4],
         &[0, 0, 0, 0],
     ];
-    assert_eq!(buffer, expected.concat());
+    assert_eq!(written.bytes(), expected.concat());
 }
 
 #[test]
 fn a_redriven_record_is_written_with_its_first_id() {
-    let mut buffer = Vec::new();
     let attempt = redriven();
-    super::records(&attempt.from, &attempt.records, &mut buffer).expect("it is small");
-    assert_eq!(buffer[4..][..11], [&[7, 0, 0, 0][..], b"a/9/3/1"].concat());
+    let mut written = Records::default();
+    written.write(&attempt.from.topic, &attempt.records).expect("they are small");
+    assert_eq!(written.bytes()[4..][..11], [&[7, 0, 0, 0][..], b"a/9/3/1"].concat());
     let ids = super::super::convert::Ids::new(&attempt);
     assert_eq!((ids.get(0), ids.get(1)), ("a/9/3/1", "a/1/8/6"), "the typed form says the same");
 }
 
 /// A record that was sent again, and one that was not.
 fn redriven() -> Attempt {
-    let mut chunk = Chunk::default();
+    let mut chunk = ChunkBuilder::default();
     let header = |name: &'static str, value: &'static [u8]| HeaderRef { name: name.as_bytes(), value: Some(value) };
     chunk.push(7, Timestamp::Create(5), None, None, [header(ID, b"a/9/3/1"), header(TO, b"a")]);
     chunk.push(8, Timestamp::Create(6), None, None, []);
-    let records = Arc::new(chunk).records();
-    let records = records.map(|record| CallRecord { record, lane: 0, tries: 0, charged: 0, age: Duration::ZERO });
+    let records = Arc::new(chunk.build()).records().map(|record| call_record(record, 0));
     Attempt::new(TopicPartition::new("a", 1), 1, records.collect(), Guarantee::AtLeastOnce, Duration::from_secs(1))
 }
 
@@ -151,4 +156,43 @@ fn an_output_that_is_not_granted_ends_its_record_and_no_other() {
     given.push(1);
     let given = read(&given, 2).expect("it is as it should be");
     assert!(matches!(&given[..], [Outcome::DeadLetter(reason), Outcome::Skip] if reason.code == DENIED), "{given:?}");
+}
+
+#[test]
+fn what_a_guest_passes_on_is_a_part_of_the_delivered_records() {
+    let mut chunk = ChunkBuilder::default();
+    chunk.push(7, Timestamp::None, Some(b"key"), Some(b"value"), [HeaderRef { name: b"head", value: Some(b"er") }]);
+    chunk.push(8, Timestamp::None, None, Some(b"other"), []);
+    let records: Vec<_> = Arc::new(chunk.build()).records().map(|record| call_record(record, 0)).collect();
+    let mut written = Records::default();
+    written.write("a", &records).expect("they are small");
+    let at = |text: &str| {
+        let found = written.bytes().windows(text.len()).position(|window| window == text.as_bytes());
+        found.expect("the records hold it") as u32
+    };
+    // An output to `t` whose value is so many bytes from there on.
+    let passing = |start: u32, length: u32| {
+        let output = [&[0, 1, 0, 0, 0, 1, 0, 0, 0, b't', 0][..], &NONE.to_le_bytes(), &PART.to_le_bytes()].concat();
+        let given = [&output[..], &start.to_le_bytes(), &length.to_le_bytes(), &[0; 4], &[1]].concat();
+        read_of(&given, &records).map(|outcomes| match &outcomes[..] {
+            [Outcome::Ack(outputs), Outcome::Skip] => outputs[0].value.clone().expect("it has a value"),
+            other => panic!("{other:?}"),
+        })
+    };
+    let own = |bytes: &Bytes, of: Option<Bytes>| of.is_some_and(|of| bytes.as_ptr() == of.as_ptr());
+    let (first, second) = (&records[0].record, &records[1].record);
+    let value = passing(at("value"), 5).expect("it is a part");
+    assert!(value == "value" && own(&value, first.shared_value()));
+    let key = passing(at("key"), 3).expect("it is a part");
+    assert!(key == "key" && own(&key, first.shared_key()));
+    let other = passing(at("other"), 3).expect("it is a part");
+    assert!(other == "oth" && own(&other, second.shared_value()));
+    // What lies elsewhere, or over more than one field, is copied.
+    assert_eq!(passing(at("er"), 2).expect("it is a part"), "er");
+    assert_eq!(passing(0, 4).expect("it is a part"), 2_u32.to_le_bytes()[..]);
+    let end = written.bytes().len() as u32;
+    assert_eq!(passing(0, end).expect("it is a part"), written.bytes());
+    for (start, length) in [(0, end + 1), (end, 1), (u32::MAX, 1), (1, u32::MAX)] {
+        assert_eq!(passing(start, length).expect_err("it is beyond").class, Class::Malformed);
+    }
 }

@@ -1,7 +1,7 @@
 //! The guests under `guests/`, as they are checked in, held to their own first lines.
 
 use expect_test::{Expect, expect};
-use tidemill_core::record::{Chunk, HeaderRef, Timestamp};
+use tidemill_core::record::{ChunkBuilder, HeaderRef, Timestamp};
 use tidemill_core::retry::Class;
 
 use super::*;
@@ -346,11 +346,11 @@ fn odd_records() -> Attempt {
         header("", Some(b"\0\xff")),
         header("ä", Some(b"\xc3")),
     ];
-    let mut chunk = Chunk::default();
+    let mut chunk = ChunkBuilder::default();
     chunk.push(5, Timestamp::Create(7), None, Some(b""), headers);
     chunk.push(9, Timestamp::LogAppend(-1), Some(b""), None, []);
     chunk.push(i64::MAX, Timestamp::None, Some(b"\0\xff"), Some(b"\xff\xfe\0\n\""), [header("h", Some(b"h"))]);
-    let records = Arc::new(chunk).records().zip([0, 3, 0]);
+    let records = Arc::new(chunk.build()).records().zip([0, 3, 0]);
     let records =
         records.map(|(record, tries)| CallRecord { record, lane: 0, tries, charged: tries, age: Duration::ZERO });
     of_orders(records.collect(), PLENTY)

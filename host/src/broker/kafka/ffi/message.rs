@@ -5,7 +5,7 @@ use std::ptr::{self, NonNull};
 
 use rdkafka::bindings as rd;
 use rdkafka::types::RDKafkaErrorCode as Code;
-use tidemill_core::record::{Chunk, HeaderRef, Offset, Timestamp};
+use tidemill_core::record::{ChunkBuilder, HeaderRef, Offset, Timestamp};
 
 /// A message taken from a queue: a record, or an error in its place.
 pub(in super::super) struct Message<'a>(pub(super) &'a rd::rd_kafka_message_t);
@@ -34,7 +34,7 @@ impl<'a> Message<'a> {
     }
 
     /// Copies the record to the end of a chunk.
-    pub(in super::super) fn push_to(&self, chunk: &mut Chunk) {
+    pub(in super::super) fn push_to(&self, chunk: &mut ChunkBuilder) {
         // SAFETY: a record's key and value are null or as long as they say.
         let (key, value) = unsafe { (bytes(self.0.key, self.0.key_len), bytes(self.0.payload, self.0.len)) };
         chunk.push(self.0.offset, self.timestamp(), key, value, self.headers());

@@ -77,7 +77,10 @@ pub(in super::super) enum Persistence {
 }
 
 /// Records that are produced together: one countdown for all, and no allocation for each.
+///
+/// It holds the records until each has its report, because the library reads their values where they lie.
 pub(in super::super) struct Batch {
+    records: Vec<Outgoing>,
     slots: Box<[Slot]>,
     /// Slots without a report. Invariant: while it is above 0, the batch holds one reference to itself.
     open: AtomicUsize,
@@ -98,18 +101,24 @@ impl Slot {
 }
 
 impl Batch {
-    /// A batch of so many records, at least one.
-    pub(in super::super) fn new(records: usize) -> Arc<Self> {
-        assert!(records > 0, "a batch without records would never end");
+    /// A batch of these records, at least one.
+    pub(in super::super) fn new(records: Vec<Outgoing>) -> Arc<Self> {
+        assert!(!records.is_empty(), "a batch without records would never end");
         let batch = Arc::new_cyclic(|this: &Weak<Self>| {
             let batch = this.as_ptr().cast_mut();
             let slot = |_| Slot { batch: AtomicPtr::new(batch), report: OnceLock::new() };
-            let slots = (0..records).map(slot).collect();
-            Self { slots, open: AtomicUsize::new(records), all_reported: Notify::new() }
+            let slots = records.iter().map(slot).collect();
+            let open = AtomicUsize::new(records.len());
+            Self { records, slots, open, all_reported: Notify::new() }
         });
         // The batch's reference to itself, which `close` gives back.
         std::mem::forget(Arc::clone(&batch));
         batch
+    }
+
+    /// The records.
+    pub(in super::super) fn records(&self) -> &[Outgoing] {
+        &self.records
     }
 
     /// Ends the record at this place, which is not with the library, with a refusal.
@@ -144,9 +153,9 @@ impl Batch {
     }
 }
 
-/// Queues a copy of the batch's record at this place for sending. Its report comes with a later event, unless this fails.
-pub(in super::super) fn produce(topic: &Topic, record: &Outgoing, batch: &Batch, at: usize) -> Result<(), Code> {
-    let slot = &batch.slots[at];
+/// Queues the batch's record at this place for sending. Its report comes with a later event, unless this fails.
+pub(in super::super) fn produce(topic: &Topic, batch: &Batch, at: usize) -> Result<(), Code> {
+    let (record, slot) = (&batch.records[at], &batch.slots[at]);
     use rd::rd_kafka_vtype_t as Kind;
     let mem = |bytes: &Option<bytes::Bytes>| {
         let (ptr, size) = bytes.as_ref().map_or((ptr::null(), 0), |bytes| (bytes.as_ptr(), bytes.len()));
@@ -161,7 +170,8 @@ pub(in super::super) fn produce(topic: &Topic, record: &Outgoing, batch: &Batch,
     let arguments = [
         given(Kind::RD_KAFKA_VTYPE_RKT, rd::rd_kafka_vu_s__bindgen_ty_1 { rkt: topic.topic.as_ptr() }),
         given(Kind::RD_KAFKA_VTYPE_PARTITION, rd::rd_kafka_vu_s__bindgen_ty_1 { i32_: record.partition.unwrap_or(-1) }),
-        given(Kind::RD_KAFKA_VTYPE_MSGFLAGS, rd::rd_kafka_vu_s__bindgen_ty_1 { i: rd::RD_KAFKA_MSG_F_COPY }),
+        // Neither copied nor given away: the value stays the batch's.
+        given(Kind::RD_KAFKA_VTYPE_MSGFLAGS, rd::rd_kafka_vu_s__bindgen_ty_1 { i: 0 }),
         given(Kind::RD_KAFKA_VTYPE_VALUE, mem(&record.value)),
         given(Kind::RD_KAFKA_VTYPE_KEY, mem(&record.key)),
         given(Kind::RD_KAFKA_VTYPE_TIMESTAMP, rd::rd_kafka_vu_s__bindgen_ty_1 { i64_: timestamp }),
@@ -172,8 +182,9 @@ pub(in super::super) fn produce(topic: &Topic, record: &Outgoing, batch: &Batch,
         given(Kind::RD_KAFKA_VTYPE_HEADERS, rd::rd_kafka_vu_s__bindgen_ty_1 { headers }),
     ];
     let count = if headers.is_null() { arguments.len() - 1 } else { arguments.len() };
-    // SAFETY: topic and client live; key and value are copied during the call; the slot outlives its report. An error
-    // is ours to destroy, and with it the headers, which the library takes on success only.
+    // SAFETY: topic and client live; the key is copied during the call; the batch, and with it the value and the slot, lives
+    // until its last report, and the library reads a value no more once it has reported it. An error is ours to destroy, and
+    // with it the headers, which the library takes on success only.
     unsafe {
         let error = rd::rd_kafka_produceva(topic.client.native(), arguments.as_ptr(), count);
         if error.is_null() {

@@ -20,7 +20,7 @@ use crate::broker::kafka::ends::{ends, left};
 use crate::broker::kafka::errors::code_of;
 use crate::broker::kafka::ffi::{self, Event, Native, Queue, Topic};
 use crate::broker::kafka::listener::Listener;
-use crate::broker::{BrokerError, Outgoing, SendError};
+use crate::broker::{BrokerError, SendError};
 
 /// How long the thread waits for an event before it looks whether it should end.
 const POLL_MILLIS: c_int = 200;
@@ -123,13 +123,12 @@ impl Client {
     }
 
     /// Gives records to the library in order, until it has no room.
-    pub(super) fn queue(&self, records: &[Outgoing], unqueued: &mut Unqueued) -> Queued {
-        let first = unqueued.next;
-        let waiting = records.len() - first;
+    pub(super) fn queue(&self, unqueued: &mut Unqueued) -> Queued {
+        let waiting = unqueued.batch.records().len() - unqueued.next;
         // Counted before, because the first reports may come while the last are still queued.
         self.in_flight.fetch_add(waiting, Ordering::AcqRel);
         let mut taken = 0;
-        let queued = self.queue_counted(records, unqueued, &mut taken);
+        let queued = self.queue_counted(unqueued, &mut taken);
         if taken < waiting {
             self.in_flight.fetch_sub(waiting - taken, Ordering::AcqRel);
             self.reported.notify_waiters();
@@ -137,9 +136,10 @@ impl Client {
         queued
     }
 
-    fn queue_counted(&self, records: &[Outgoing], unqueued: &mut Unqueued, taken: &mut usize) -> Queued {
+    fn queue_counted(&self, unqueued: &mut Unqueued, taken: &mut usize) -> Queued {
+        let batch = Arc::clone(&unqueued.batch);
         let mut last: Option<(&Arc<str>, Arc<Topic>)> = None;
-        while let Some(record) = records.get(unqueued.next) {
+        while let Some(record) = batch.records().get(unqueued.next) {
             let topic = match &last {
                 Some((name, topic)) if **name == record.topic => topic,
                 Some(_) | None => match self.topic(&record.topic) {
@@ -150,7 +150,7 @@ impl Client {
                     }
                 },
             };
-            match ffi::produce(topic, record, &unqueued.batch, unqueued.next) {
+            match ffi::produce(topic, &batch, unqueued.next) {
                 Ok(()) => {
                     *taken += 1;
                     unqueued.next += 1;
