@@ -87,7 +87,7 @@ fn spec(run: &Run, folder: &std::path::Path) -> Result<HandlerSpec> {
         Contender::TidemillTransactions => {
             "delivery = \"exactly-once\"\nexactly_once = { interval = \"100ms\", records_max = 1000000, bytes_max = \"256MiB\" }\n"
         }
-        _ => "",
+        Contender::Tidemill | Contender::Native | Contender::NativeTransactions => "",
     };
     let manifest = format!(
         "{delivery}topics = [\"{}\"]\ngroup = \"{}\"\nisolation = \"{}\"\nbatch.records_max = {batch}\ngrants.produce = [\"{output}\"]\nconfig.to = \"{output}\"\nconfig.new_values = \"{new_values}\"\n",

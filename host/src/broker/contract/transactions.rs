@@ -186,7 +186,7 @@ pub async fn a_refused_record_is_named_and_the_rest_can_be_sent_again<B: Broker>
     let nowhere = numbered(&stage.bench.topic_name("nowhere"), 0, 7);
     for refused in [large, nowhere] {
         within(transactions.send(&stage.outputs(0..2))).await.expect("queued");
-        within(transactions.send(&[refused.clone()])).await.expect("queued");
+        within(transactions.send(std::slice::from_ref(&refused))).await.expect("queued");
         within(transactions.send(&stage.outputs(2..4))).await.expect("queued");
         let error = within(transactions.commit(&at, &place)).await.expect_err("one of them can't be stored");
         let TransactionError::Refused(which) = error else { panic!("{error:?}") };
