@@ -158,7 +158,7 @@ struct Retry {
     unavailable: UnavailableKey,
 }
 
-#[derive(Deserialize, Default, Clone, Copy)]
+#[derive(Deserialize, Default, Clone, Copy, PartialEq)]
 #[serde(rename_all = "kebab-case")]
 enum ExhaustedKey {
     #[default]
@@ -368,6 +368,13 @@ impl Check<'_> {
         if manifest.buffer.ahead_max.is_some() && manifest.delivery != Delivery::AtMostOnce {
             self.wrong("buffer.ahead_max", "is of use with delivery = \"at-most-once\" only; leave one of the two out");
         }
+        if manifest.retry.exhausted == ExhaustedKey::Stop && manifest.delivery == Delivery::AtMostOnce {
+            self.wrong(
+                "retry.exhausted",
+                "is \"stop\", which at most once can't do: the record's offset is committed before its one attempt; \
+                 write \"dead-letter\" or \"drop\"",
+            );
+        }
         self.guarantee(manifest);
         self.limits(&manifest.limits);
     }
@@ -471,6 +478,16 @@ mod tests {
                 handler.toml: `batch.records_max` is more than 1, but isolation = "record" calls with one record; leave one of the two out
                 handler.toml: `limits.memory` must be between 1MiB and 1GiB
                 handler.toml: `retry` `attempts_max` is 0; use 1 to never retry
+            "#]],
+        );
+    }
+
+    #[test]
+    fn what_is_called_once_can_not_stop_its_partition() {
+        check(
+            "topics = [\"a\"]\ndelivery = \"at-most-once\"\nretry.exhausted = \"stop\"",
+            expect![[r#"
+                handler.toml: `retry.exhausted` is "stop", which at most once can't do: the record's offset is committed before its one attempt; write "dead-letter" or "drop"
             "#]],
         );
     }

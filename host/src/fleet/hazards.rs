@@ -135,7 +135,12 @@ mod tests {
         }
         let mut lookout = Lookout {
             spec: HandlerSpec::read(&home).expect("the manifest is right"),
-            dead_letters: DeadLetters { handler: "h".into(), group: "h".into(), topic: None, headers: HeaderStyle::Native },
+            dead_letters: DeadLetters {
+                handler: "h".into(),
+                group: "h".into(),
+                topic: None,
+                headers: HeaderStyle::Native,
+            },
             membership: Arc::default(),
             metrics: Metrics::new().handler("h"),
             told: BTreeMap::new(),

@@ -98,8 +98,7 @@ impl Settler {
                 return all(Verdict::Untouched);
             }
         };
-        let mut settlement =
-            self.end(case, vec![(0, failure)], Verdicts::new(&attempt.records), Vec::new()).await;
+        let mut settlement = self.end(case, vec![(0, failure)], Verdicts::new(&attempt.records), Vec::new()).await;
         let first = &mut settlement.verdicts[0];
         if *first == Verdict::Settled && !self.stored_alone(attempt, owner).await {
             *first = Verdict::Untouched;
@@ -162,9 +161,7 @@ fn all_well(attempt: &Attempt, called: Called) -> Result<(Vec<Outgoing>, Vec<usi
 /// A failure of a call whose transaction had to give way to another is nobody's fault, whatever the guest made of it.
 fn blamed(attempt: &Attempt, failure: Failure) -> Failure {
     match &attempt.effects.conflict {
-        Some(conflict)
-            if !matches!(failure.class, Class::Malformed | Class::Unavailable | Class::HostShortage) =>
-        {
+        Some(conflict) if !matches!(failure.class, Class::Malformed | Class::Unavailable | Class::HostShortage) => {
             let reason = Reason { code: "transaction-conflict".to_owned(), detail: conflict.clone() };
             Failure { class: Class::Unavailable, reason, after: None }
         }
