@@ -14,6 +14,7 @@ use tidemill::consumer::{Budget, Group};
 use tidemill::guest::live::LiveHandler;
 use tidemill::guest::{Backends, Engine};
 use tidemill::metrics::Metrics;
+use tidemill::settle::letter::HeaderStyle;
 use tidemill::settle::{DeadLetters, Settler};
 use tokio_util::sync::CancellationToken;
 
@@ -42,7 +43,12 @@ pub(crate) fn run(run: &Run) -> Result<Measured> {
         let engine = Arc::new(Engine::new(&folder.path().join("state"))?);
         let module = fs::read(&spec.module)?;
         let live = runtime.block_on(LiveHandler::load(&engine, &spec, &backends, Arc::clone(&metrics), module))?;
-        let letters = DeadLetters { handler: "identity".into(), group: run.group.as_str().into(), topic: None };
+        let letters = DeadLetters {
+            handler: "identity".into(),
+            group: run.group.as_str().into(),
+            topic: None,
+            headers: HeaderStyle::Native,
+        };
         let settler = Settler::new(producer, spec.retry.clone(), letters, Arc::clone(&metrics));
         let budget = Budget::new(usize::MAX, Metrics::new().held_bytes());
         let group = Group::new(
@@ -81,7 +87,7 @@ fn spec(run: &Run, folder: &std::path::Path) -> Result<HandlerSpec> {
         Contender::TidemillTransactions => {
             "delivery = \"exactly-once\"\nexactly_once = { interval = \"100ms\", records_max = 1000000, bytes_max = \"256MiB\" }\n"
         }
-        _ => "",
+        Contender::Tidemill | Contender::Native | Contender::NativeTransactions => "",
     };
     let manifest = format!(
         "{delivery}topics = [\"{}\"]\ngroup = \"{}\"\nisolation = \"{}\"\nbatch.records_max = {batch}\ngrants.produce = [\"{output}\"]\nconfig.to = \"{output}\"\nconfig.new_values = \"{new_values}\"\n",

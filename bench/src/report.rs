@@ -55,7 +55,7 @@ fn most(values: &[f64]) -> f64 {
 pub(crate) fn print(lines: &[Line]) {
     println!("\n{:<34} {:>14} {:>22} {:>9} {:>9}", "case", "records/s", "client CPU µs/record", "rate ×", "CPU ×");
     for line in lines {
-        let native = native(lines, line.record_bytes);
+        let native = native(lines, line);
         let rate = median(&line.series.records_per_second);
         let cpu = &line.series.cpu_us_per_record;
         let (rate_ratio, cpu_ratio) = native.map_or((f64::NAN, f64::NAN), |native| {
@@ -66,15 +66,21 @@ pub(crate) fn print(lines: &[Line]) {
     }
 }
 
-fn native(lines: &[Line], record_bytes: usize) -> Option<&Line> {
-    lines.iter().find(|line| line.contender == "native" && line.record_bytes == record_bytes)
+/// The native loop with the same promise, on records of the same size.
+fn native<'a>(lines: &'a [Line], of: &Line) -> Option<&'a Line> {
+    let contender = if in_transactions(of) { "native-transactions" } else { "native" };
+    lines.iter().find(|line| line.contender == contender && line.record_bytes == of.record_bytes)
+}
+
+fn in_transactions(line: &Line) -> bool {
+    line.contender.ends_with("-transactions")
 }
 
 /// Writes the figures as a list of objects.
 pub(crate) fn write(lines: &[Line], path: &Path) -> Result<()> {
     let mut objects: Vec<Value> = Vec::new();
     for line in lines {
-        let native = native(lines, line.record_bytes);
+        let native = native(lines, line);
         let metrics = [
             (
                 "client_cpu_us_per_record",
@@ -93,7 +99,7 @@ pub(crate) fn write(lines: &[Line], path: &Path) -> Result<()> {
             objects.push(json!({
                 "suite": "dispatch", "case": line.case, "contender": line.contender, "metric": metric, "unit": unit,
                 "record_bytes": line.record_bytes, "batch": line.batch, "isolation": line.isolation,
-                "delivery": "at-least-once", "min": least(values), "median": median(values), "max": most(values),
+                "delivery": if in_transactions(line) { "exactly-once" } else { "at-least-once" }, "min": least(values), "median": median(values), "max": most(values),
                 "ratio": native.map(|native| median(values) / median(native)),
             }));
         }

@@ -19,7 +19,9 @@ use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 pub use self::config::{Config, InvalidConfig};
-pub use self::view::{ErrorView, HandlerState, HandlerView, Missing, PartitionView, PauseView, Readiness, RolledBack};
+pub use self::view::{
+    ErrorView, HandlerState, HandlerView, Missing, PartitionView, PauseView, Readiness, RolledBack, StoppedView,
+};
 use crate::http::{self, BindError, Listener, Token};
 use crate::metrics::{self, Metrics};
 

@@ -17,7 +17,7 @@ use crate::admin::{self, Admin};
 use crate::broker::embedded::Embedded;
 use crate::broker::kafka::Kafka;
 use crate::broker::{Broker, Producer};
-use crate::cli::{Failure, topic as topic_command};
+use crate::cli::{Failure, dlq as dlq_command, topic as topic_command};
 use crate::config::{self, Config, Problem};
 use crate::consumer::Budget;
 use crate::fleet::{self, Fleet, HandlerError, Pauses, Roster};
@@ -106,22 +106,44 @@ async fn check_handlers<B: Broker>(broker: B, stand_in: &Embedded, config: &Conf
 
 /// Does a topic command on the configured log.
 pub fn topic(path: &Path, command: topic_command::Command) -> Result<(), Failure> {
+    on_log(path, command.only_reads(), LogCommand::Topic(command))
+}
+
+/// Does a command about dead letters on the configured log.
+pub fn dlq(path: &Path, command: dlq_command::Command) -> Result<(), Failure> {
+    on_log(path, command.only_reads(), LogCommand::Dlq(command))
+}
+
+/// A command that needs the log and no host.
+enum LogCommand {
+    Topic(topic_command::Command),
+    Dlq(dlq_command::Command),
+}
+
+fn on_log(path: &Path, only_reads: bool, command: LogCommand) -> Result<(), Failure> {
     let config = crate::cli::check::configuration(path)?;
+    let handlers = config.handlers.as_deref();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match &config.broker {
-            config::Broker::Embedded(embedded) => {
-                let broker = if command.only_reads() {
-                    Embedded::open_read_only(embedded, &config.folder)
-                } else {
-                    Embedded::open(embedded, &config.folder)
-                };
-                topic_command::run(&broker?, command).await
+            config::Broker::Embedded(embedded) if only_reads => {
+                command.run(&Embedded::open_read_only(embedded, &config.folder)?, handlers).await
             }
-            config::Broker::Kafka(kafka) => topic_command::run(&Kafka::new(kafka.clone())?, command).await,
+            config::Broker::Embedded(embedded) => {
+                command.run(&Embedded::open(embedded, &config.folder)?, handlers).await
+            }
+            config::Broker::Kafka(kafka) => command.run(&Kafka::new(kafka.clone())?, handlers).await,
         }
-    })?;
-    Ok(())
+    })
+}
+
+impl LogCommand {
+    async fn run<B: Broker>(self, broker: &B, handlers: Option<&Path>) -> Result<(), Failure> {
+        match self {
+            Self::Topic(command) => Ok(topic_command::run(broker, command).await?),
+            Self::Dlq(command) => Ok(dlq_command::run(broker, handlers, command).await?),
+        }
+    }
 }
 
 async fn host<B: Broker>(

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tidemill_core::partition::CallRecord;
 use tidemill_core::record::TopicPartition;
+use tokio_util::sync::CancellationToken;
 
 pub use self::transaction::{Committed, Open, Ownership};
 use crate::guest::{Called, Handler, Outcome, Reason};
@@ -46,6 +47,8 @@ pub struct Attempt {
     pub guarantee: Guarantee,
     /// The hold on the row that keeps the partition's offset, under [`Guarantee::SqlTransaction`].
     pub owner: Option<Arc<Ownership>>,
+    /// Once the partition is revoked: what can't end soon is left to whoever gets the partition next.
+    pub revoked: CancellationToken,
     /// What the guest's host calls did.
     pub effects: Effects,
 }
@@ -73,7 +76,8 @@ impl Attempt {
         guarantee: Guarantee,
         deadline: Duration,
     ) -> Self {
-        Self { from, epoch, records, deadline, delivery: "live", guarantee, owner: None, effects: Effects::default() }
+        let (revoked, effects) = (CancellationToken::new(), Effects::default());
+        Self { from, epoch, records, deadline, delivery: "live", guarantee, owner: None, revoked, effects }
     }
 }
 
@@ -97,7 +101,7 @@ async fn call(handler: &dyn Handler, attempt: &mut Attempt) -> Called {
     let all = std::mem::take(&mut attempt.records);
     attempt.records = all.iter().filter(|record| !record.record.malformed()).cloned().collect();
     let mut called = if attempt.records.is_empty() {
-        Called { revision: "none".into(), took: Duration::ZERO, outcomes: Ok(Vec::new()) }
+        Called { revision: handler.revision(), took: Duration::ZERO, outcomes: Ok(Vec::new()) }
     } else {
         handler.call(attempt).await
     };

@@ -1,9 +1,12 @@
 //! The command line: flags in, exit codes out. What the commands do is in the library.
 
 pub mod check;
+pub mod dlq;
 pub mod guests;
 pub mod new;
+mod progress;
 pub mod run;
+mod text;
 pub mod topic;
 
 use std::path::PathBuf;
@@ -34,6 +37,8 @@ enum Command {
     Check(ConfigPath),
     /// Lists, makes, reads and fills topics.
     Topic(TopicArgs),
+    /// Counts, shows and sends again what became a dead letter.
+    Dlq(DlqArgs),
     /// Shows what runs in a host, and goes back to the revision before.
     Guests(guests::Args),
     /// Lets a handler of a running host start no more calls, also after a restart. It keeps its place in its group.
@@ -62,6 +67,14 @@ struct TopicArgs {
     command: topic::Command,
 }
 
+#[derive(Debug, clap::Args)]
+struct DlqArgs {
+    #[command(flatten)]
+    config: ConfigPath,
+    #[command(subcommand)]
+    command: dlq::Command,
+}
+
 /// How a command failed, as an exit code.
 #[derive(Debug)]
 pub enum Failure {
@@ -85,6 +98,7 @@ impl Cli {
             Command::Run(args) => run::run(&args),
             Command::Check(args) => check::check(&args.config),
             Command::Topic(args) => crate::app::topic(&args.config.config, args.command),
+            Command::Dlq(args) => crate::app::dlq(&args.config.config, args.command),
             Command::Guests(args) => Ok(guests::run(args)?),
             Command::Pause(args) => Ok(guests::pause(args, true)?),
             Command::Resume(args) => Ok(guests::pause(args, false)?),

@@ -279,7 +279,8 @@ impl<B: Broker> Fleet<B> {
         let dead_letters = DeadLetters {
             handler: name.into(),
             group: spec.consumer.subscription.group.as_str().into(),
-            topic: spec.dead_letter_topic.as_deref().map(Into::into),
+            topic: spec.dead_letters.topic.as_deref().map(Into::into),
+            headers: spec.dead_letters.headers,
         };
         let settler = Settler::new(
             Arc::clone(&self.parts.producer),

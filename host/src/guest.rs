@@ -76,6 +76,9 @@ pub trait Handler: Send + Sync + 'static {
     ///
     /// Fewer outcomes than records have been filled up with `Untouched`; more are a [`CallError`] already.
     fn call<'a>(&'a self, attempt: &'a mut Attempt) -> BoxFuture<'a, Called>;
+
+    /// The digest of the revision that the next call would run on.
+    fn revision(&self) -> Arc<str>;
 }
 
 /// What a call came to, and which revision ran it.

@@ -1,23 +1,26 @@
-//! Room 5: outcome → outputs, retry or dead letter, then one verdict for each record.
+//! Room 5: outcome → outputs, retry or what the handler's policy says, then one verdict for each record.
 //!
 //! A record is settled when its outputs, or its dead letter, are acknowledged; nothing is settled before. In a Kafka
 //! transaction it is settled at once, and what it leaves to be produced is handed on: its offset waits for that.
 
 mod dead_letter;
+pub mod letter;
 mod produced;
+mod told;
 mod transaction;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tidemill_core::lanes::LaneId;
 use tidemill_core::partition::{CallRecord, Verdict};
-use tidemill_core::retry::{Class, Decision, RetryPolicy};
-use tokio::time::Instant;
+use tidemill_core::record::Offset;
+use tidemill_core::retry::{Class, Decision, Exhausted, Failed, RetryPolicy};
 
-use self::dead_letter::Dead;
 pub use self::dead_letter::DeadLetters;
+use self::letter::Dead;
 pub use self::produced::{Produced, Refusal};
+use self::told::Told;
 use crate::attempt::{Attempt, Guarantee};
 use crate::broker::{Outgoing, Producer, SendError, WhenFull};
 use crate::guest::{CallError, Called, Outcome, Reason};
@@ -29,21 +32,45 @@ pub struct Settler {
     policy: RetryPolicy,
     dead_letters: DeadLetters,
     metrics: Arc<HandlerMetrics>,
-    /// When it was told last that records wait for something that is away.
-    told: Mutex<Option<Instant>>,
-}
-
-/// What became of an attempt.
-#[derive(Debug)]
-pub struct Settlement {
-    /// One for each record.
-    pub verdicts: Vec<Verdict>,
-    /// What settled records leave to be produced in their transaction; nothing under any other guarantee.
-    pub produced: Vec<Produced>,
+    /// That records wait for something that is away.
+    away: Told,
+    /// That dead letters can't be written.
+    stalled: Told,
 }
 
 /// How often it is told that records wait.
 const WAITING_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What became of an attempt.
+#[derive(Debug)]
+pub struct Settlement {
+    /// One verdict for each of its records, in order.
+    pub verdicts: Vec<Verdict>,
+    /// What settled records leave to be produced in their transaction; nothing under any other guarantee.
+    pub produced: Vec<Produced>,
+    /// Why, for those whose verdict is [`Verdict::Stop`].
+    pub stops: Vec<Stop>,
+}
+
+impl Settlement {
+    /// Verdicts alone.
+    pub fn of(verdicts: Vec<Verdict>) -> Self {
+        Self { verdicts, produced: Vec::new(), stops: Vec::new() }
+    }
+}
+
+/// A record at which a partition stops.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    /// The record's offset.
+    pub offset: Offset,
+    /// What kind of failure.
+    pub class: Class,
+    /// Why, in the guest's or the host's words.
+    pub reason: Reason,
+    /// The digest of the revision on which it failed.
+    pub revision: Arc<str>,
+}
 
 /// A record that failed alone, and why.
 #[derive(Debug, Clone)]
@@ -64,7 +91,7 @@ impl Settler {
         dead_letters: DeadLetters,
         metrics: Arc<HandlerMetrics>,
     ) -> Self {
-        Self { producer, policy, dead_letters, metrics, told: Mutex::default() }
+        Self { producer, policy, dead_letters, metrics, away: Told::default(), stalled: Told::default() }
     }
 
     /// Does what the outcomes ask for and says what became of each record.
@@ -72,10 +99,11 @@ impl Settler {
     /// Waits until outputs are acknowledged, and for as long as dead letters can't be written.
     pub async fn settle(&self, attempt: &Attempt, called: Called) -> Settlement {
         self.count(attempt, &called);
-        let Called { revision, outcomes, .. } = called;
+        let Called { revision, outcomes, took } = called;
+        let case = Case { attempt, revision: &revision, took };
         match outcomes {
-            Ok(outcomes) => self.each(attempt, &revision, outcomes).await,
-            Err(error) => self.whole(attempt, &revision, error).await,
+            Ok(outcomes) => self.each(case, outcomes).await,
+            Err(error) => self.whole(case, error).await,
         }
     }
 
@@ -105,27 +133,32 @@ impl Settler {
     }
 
     /// The call failed as a whole: blame nobody until a record failed alone.
-    async fn whole(&self, attempt: &Attempt, revision: &Arc<str>, error: CallError) -> Settlement {
+    async fn whole(&self, case: Case<'_>, error: CallError) -> Settlement {
+        let Case { attempt, .. } = case;
         let records = &attempt.records;
-        if error.class.charges() && records.len() > 1 && !is_once(attempt) {
+        if self.policy.charges(error.class) && records.len() > 1 && !is_once(attempt) {
             tracing::debug!(from = %attempt.from, records = records.len(), %error, "a call failed and is halved");
-            return Settlement { verdicts: vec![Verdict::Halve; records.len()], produced: Vec::new() };
+            return Settlement::of(vec![Verdict::Halve; records.len()]);
         }
         let reason = Reason { code: error.class.name().to_owned(), detail: error.detail };
         let failure = Failure { class: error.class, reason, after: None };
         let mut verdicts = Verdicts::new(records);
-        let mut produced = Vec::new();
+        let mut failures = Vec::new();
         for index in 0..records.len() {
+            // The first of each lane: what follows it was not to blame either, and waits behind it.
             if !verdicts.is_blocked(index) {
-                let verdict = self.failed(attempt, revision, index, &failure, &mut produced).await;
-                verdicts.set(index, verdict);
+                if !is_once(attempt) {
+                    verdicts.block(index);
+                }
+                failures.push((index, failure.clone()));
             }
         }
-        Settlement { verdicts: verdicts.finish(), produced }
+        self.end(case, failures, verdicts, Vec::new()).await
     }
 
     /// Outcomes that were given stand, up to the first of each lane that does not settle.
-    async fn each(&self, attempt: &Attempt, revision: &Arc<str>, outcomes: Vec<Outcome>) -> Settlement {
+    async fn each(&self, case: Case<'_>, outcomes: Vec<Outcome>) -> Settlement {
+        let Case { attempt, .. } = case;
         let mut verdicts = Verdicts::new(&attempt.records);
         // What is not called again is not waited for either: each outcome stands for itself.
         let waits = !is_once(attempt);
@@ -143,7 +176,7 @@ impl Settler {
                 Outcome::Ack(mut own) => {
                     verdicts.set(index, Verdict::Settled);
                     if in_transaction && !own.is_empty() {
-                        produced.push(Produced::outputs(&attempt.records[index], revision, own));
+                        produced.push(Produced::outputs(&attempt.records[index], case.revision, own));
                     } else if !own.is_empty() {
                         owners.push((index, own.len()));
                         outputs.append(&mut own);
@@ -161,7 +194,9 @@ impl Settler {
                     failures.push((index, Failure { class, reason, after }));
                 }
                 Outcome::DeadLetter(reason) => {
-                    // A dead letter settles: what follows in its lane goes on.
+                    if self.policy.end() == Exhausted::Stop {
+                        verdicts.block(index);
+                    }
                     let malformed = attempt.records[index].record.malformed();
                     let class = if malformed { Class::Malformed } else { Class::Rejected };
                     failures.push((index, Failure { class, reason, after: None }));
@@ -171,13 +206,7 @@ impl Settler {
         if !outputs.is_empty() {
             self.produce(outputs, &owners, waits, &mut verdicts, &mut failures).await;
         }
-        for (index, failure) in failures {
-            let verdict = self.failed(attempt, revision, index, &failure, &mut produced).await;
-            verdicts.set(index, verdict);
-        }
-        let verdicts = verdicts.finish();
-        produced::keep_settled(&mut produced, &attempt.records, &verdicts);
-        Settlement { verdicts, produced }
+        self.end(case, failures, verdicts, produced).await
     }
 
     async fn produce(
@@ -209,60 +238,124 @@ impl Settler {
     }
 
     /// Says once in a while what records wait for: nobody else would, since it costs no attempt and never ends by itself.
-    fn tell_of_waiting(&self, attempt: &Attempt, revision: &Arc<str>, failure: &Failure) {
-        let now = Instant::now();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_some_and(|told| now < told + WAITING_INTERVAL) {
-            return;
+    fn tell_of_waiting(&self, Case { attempt, revision, .. }: Case<'_>, failure: &Failure) {
+        if self.away.is_due(WAITING_INTERVAL) {
+            tracing::warn!(
+                handler = &*self.dead_letters.handler, from = %attempt.from, code = failure.reason.code,
+                detail = failure.reason.detail, revision = crate::attempt::short(revision),
+                "records wait for something that is away; they are tried again until it is back"
+            );
         }
-        *told = Some(now);
-        tracing::warn!(
-            handler = &*self.dead_letters.handler, from = %attempt.from, code = failure.reason.code,
-            detail = failure.reason.detail, revision = crate::attempt::short(revision),
-            "records wait for something that is away; they are tried again until it is back"
+    }
+
+    /// Ends the records that failed alone: another attempt after a while, or what the policy says.
+    async fn end(
+        &self,
+        case: Case<'_>,
+        failures: Vec<(usize, Failure)>,
+        mut verdicts: Verdicts<'_>,
+        mut produced: Vec<Produced>,
+    ) -> Settlement {
+        let mut stops = Vec::new();
+        let mut dead: Vec<(usize, Dead<'_>)> = Vec::new();
+        for (index, failure) in failures {
+            let (failed, charge) = self.history(case, index, &failure);
+            // At most once, whatever the guest has seen is spent.
+            let spent = is_once(case.attempt) && failure.class != Class::HostShortage;
+            let decision =
+                if spent { Decision::End(self.policy.end()) } else { self.policy.decide(failed, fastrand::f64()) };
+            match decision {
+                Decision::RetryAfter(after) => {
+                    self.tell_of_retry(case, index, &failure, failed.tries, after);
+                    verdicts.set(index, Verdict::Retry { after, charge });
+                }
+                Decision::End(Exhausted::DeadLetter) => dead.push((
+                    index,
+                    Dead {
+                        from: &case.attempt.from,
+                        revision: case.revision,
+                        record: &case.attempt.records[index],
+                        attempts: failed.charged,
+                        failure,
+                    },
+                )),
+                Decision::End(Exhausted::Drop) => {
+                    self.dropped(case, index, &failure, failed.charged);
+                    verdicts.set(index, Verdict::Settled);
+                }
+                Decision::End(Exhausted::Stop) => {
+                    let Failure { class, reason, .. } = failure;
+                    let offset = case.attempt.records[index].record.offset();
+                    stops.push(Stop { offset, class, reason, revision: Arc::clone(case.revision) });
+                    verdicts.set(index, Verdict::Stop);
+                }
+            }
+        }
+        if case.attempt.guarantee == Guarantee::KafkaTransaction {
+            for (index, dead) in dead.drain(..) {
+                produced.push(Produced::letter(&self.dead_letters, case.revision, dead));
+                verdicts.set(index, Verdict::Settled);
+            }
+        }
+        if !dead.is_empty() {
+            let (indexes, dead): (Vec<usize>, Vec<Dead<'_>>) = dead.into_iter().unzip();
+            let revoked = &case.attempt.revoked;
+            let written = self.dead_letters.write(&*self.producer, &self.metrics, &self.stalled, revoked, &dead).await;
+            // Not to be called again before the partition is gone, and no reason to hold up its drain.
+            let again = Verdict::Retry { after: dead_letter::DELAY_MAX, charge: false };
+            let verdict = written.map_or(again, |()| Verdict::Settled);
+            indexes.into_iter().for_each(|index| verdicts.set(index, verdict));
+        }
+        let verdicts = verdicts.finish();
+        produced::keep_settled(&mut produced, &case.attempt.records, &verdicts);
+        Settlement { verdicts, produced, stops }
+    }
+
+    /// What the policy is told of a record that failed alone, and whether that costs an attempt.
+    fn history(&self, case: Case<'_>, index: usize, failure: &Failure) -> (Failed, bool) {
+        let record = &case.attempt.records[index];
+        let charge = self.policy.charges(failure.class);
+        let age = if record.age.is_zero() { Duration::ZERO } else { record.age + case.took };
+        let failed = Failed {
+            class: failure.class,
+            tries: record.tries + 1,
+            charged: record.charged + u32::from(charge),
+            age,
+            asked: failure.after,
+        };
+        (failed, charge)
+    }
+
+    fn tell_of_retry(&self, case: Case<'_>, index: usize, failure: &Failure, tries: u32, after: Duration) {
+        self.metrics.retries(failure.class).inc();
+        if failure.class == Class::Unavailable {
+            self.tell_of_waiting(case, failure);
+        }
+        tracing::debug!(
+            from = %case.attempt.from, offset = case.attempt.records[index].record.offset(),
+            class = failure.class.name(), code = failure.reason.code, tries, ?after, revision = &**case.revision,
+            "a record waits to be tried again"
         );
     }
 
-    /// One record failed alone: another attempt after a while, or its dead letter.
-    async fn failed(
-        &self,
-        attempt: &Attempt,
-        revision: &Arc<str>,
-        index: usize,
-        failure: &Failure,
-        produced: &mut Vec<Produced>,
-    ) -> Verdict {
-        let record = &attempt.records[index];
-        let charge = failure.class.charges();
-        let tries = record.tries + 1;
-        let charged = record.charged + u32::from(charge);
-        let decision = self.policy.decide(failure.class, tries, charged, failure.after, fastrand::f64());
-        // At most once, whatever the guest has seen is spent.
-        let spent = is_once(attempt) && failure.class != Class::HostShortage;
-        match if spent { Decision::DeadLetter } else { decision } {
-            Decision::RetryAfter(after) => {
-                self.metrics.retries(failure.class).inc();
-                if failure.class == Class::Unavailable {
-                    self.tell_of_waiting(attempt, revision, failure);
-                }
-                tracing::debug!(
-                    from = %attempt.from, offset = record.record.offset(), class = failure.class.name(),
-                    code = failure.reason.code, tries, ?after, revision = &**revision, "a record waits to be tried again"
-                );
-                Verdict::Retry { after, charge }
-            }
-            Decision::DeadLetter => {
-                let dead = Dead { from: &attempt.from, revision, record, attempts: charged, failure };
-                if attempt.guarantee == Guarantee::KafkaTransaction {
-                    produced.push(Produced::letter(self.dead_letters.letter(&dead), &dead));
-                    return Verdict::Settled;
-                }
-                self.dead_letters.write(&*self.producer, &self.metrics, &dead).await;
-                self.metrics.dead_letters(failure.class).inc();
-                Verdict::Settled
-            }
-        }
+    fn dropped(&self, case: Case<'_>, index: usize, failure: &Failure, attempts: u32) {
+        self.metrics.dropped(failure.class).inc();
+        tracing::warn!(
+            handler = &*self.dead_letters.handler, from = %case.attempt.from,
+            offset = case.attempt.records[index].record.offset(), class = failure.class.name(),
+            code = failure.reason.code, attempts, revision = crate::attempt::short(case.revision),
+            "a record is dropped, as `retry.exhausted` says"
+        );
     }
+}
+
+/// A call that is being settled.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    attempt: &'a Attempt,
+    revision: &'a Arc<str>,
+    /// How long the guest had it.
+    took: Duration,
 }
 
 fn is_once(attempt: &Attempt) -> bool {

@@ -207,8 +207,8 @@ impl Host {
         Ok((response.status().as_u16(), response.body_mut().read_to_string()?))
     }
 
-    /// Runs a command of the binary on this host and returns what it says.
-    pub fn command(&self, arguments: &[&str]) -> Result<String> {
+    /// Runs a command of the binary that asks this host, and returns what it says.
+    pub fn ask(&self, arguments: &[&str]) -> Result<String> {
         let address = self.addresses.admin.context("this host has no admin endpoint")?;
         let output = Command::new(binary()).args(arguments).args(["--admin", &format!("http://{address}")]).output()?;
         ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -220,6 +220,15 @@ impl Host {
         let (status, text) = self.admin("/metrics")?;
         ensure!(status == 200, "/metrics answered {status}");
         Ok(Metrics::parse(&text))
+    }
+
+    /// Runs a command of the binary beside the host, with its configuration, and returns what it printed.
+    pub fn command(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(binary());
+        let output = command.current_dir(self.folder.path()).args(arguments).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`{}` failed: {said}", arguments.join(" "));
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// Lays down a new handler as an installer would: written aside, then renamed into place.

@@ -90,10 +90,22 @@ pub fn delete(bootstrap: &str, topic: &str) -> Result<()> {
     Ok(())
 }
 
+/// Sets one of a topic's properties.
+pub fn configure(bootstrap: &str, topic: &str, property: &str, value: &str) -> Result<()> {
+    let admin: AdminClient<DefaultClientContext> = config(bootstrap).create()?;
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(property, value);
+    let changed = runtime()?.block_on(admin.alter_configs([&change], &AdminOptions::new()));
+    for result in changed? {
+        result.map_err(|(_, code)| anyhow!("configure topic `{topic}`: {code}"))?;
+    }
+    Ok(())
+}
+
 /// Writes records to a topic and returns once all are acknowledged. A partition below 0 leaves it to the key.
 pub fn produce(bootstrap: &str, topic: &str, records: &[Kept]) -> Result<()> {
     let mut config = config(bootstrap);
-    config.set("partitioner", "murmur2_random").set("linger.ms", "5");
+    // How large a record may be is for the topic to say.
+    config.set("partitioner", "murmur2_random").set("linger.ms", "5").set("message.max.bytes", "10000000");
     let producer: BaseProducer = config.create()?;
     for kept in records {
         let mut record = BaseRecord::<[u8], [u8]>::to(topic).headers(raw_headers::to_owned_headers(&kept.headers));

@@ -11,10 +11,12 @@ mod promises {
     mod hostile;
     mod ingest;
     mod ledgers;
+    mod letters;
     mod means;
     mod modes;
     mod offsets;
     mod pause;
+    mod policy;
     mod postgres;
     mod stored;
     mod swap;

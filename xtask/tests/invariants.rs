@@ -17,7 +17,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("deadpool_postgres", &["store/postgres"]),
     ("hyper", &["http", "ingest"]),
     ("hyper_util", &["http", "ingest"]),
-    ("indicatif", &["cli/topic"]),
+    ("indicatif", &["cli/progress"]),
     ("libc", &["guest/cache"]),
     ("mimalloc", &["lib"]),
     ("notify", &["fleet/watch"]),

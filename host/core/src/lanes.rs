@@ -37,6 +37,8 @@ pub struct Entry {
     pub tries: u32,
     /// Those of `tries` that cost an attempt.
     pub charged: u32,
+    /// When the first of the failures came behind which every one cost an attempt.
+    pub failing_since: Option<Duration>,
     /// The largest call that it may be part of. A failed call of many is halved until the culprit is alone.
     pub call_records_max: u32,
 }
@@ -55,6 +57,10 @@ pub struct Lanes {
     ready: VecDeque<LaneId>,
     /// Lanes that wait to try again. Invariant: their state is `Waiting` with that time.
     waiting: BTreeSet<(Duration, LaneId)>,
+    /// Records from this offset on do not run. `None`: all may.
+    held_from: Option<Offset>,
+    /// Idle lanes whose first record is at `held_from` or behind it. Invariant: their state is `Held`.
+    held: Vec<LaneId>,
 }
 
 #[derive(Debug, Default)]
@@ -73,6 +79,7 @@ enum State {
     /// Its first records are in a call.
     Running,
     Waiting,
+    Held,
 }
 
 /// Lanes by key. It is asked and never gone through, so that its order decides nothing.
@@ -140,6 +147,8 @@ impl Lanes {
             keyless: None,
             ready: VecDeque::new(),
             waiting: BTreeSet::new(),
+            held_from: None,
+            held: Vec::new(),
         }
     }
 
@@ -147,8 +156,21 @@ impl Lanes {
     pub fn push(&mut self, record: Record) {
         let id = self.lane_of(&record);
         let lane = &mut self.lanes[id as usize];
-        lane.queue.push_back(Entry { record, lane: id, tries: 0, charged: 0, call_records_max: u32::MAX });
+        let entry = Entry { record, lane: id, tries: 0, charged: 0, failing_since: None, call_records_max: u32::MAX };
+        lane.queue.push_back(entry);
         if lane.state == State::Free {
+            self.make_ready(id);
+        }
+    }
+
+    /// Lets an idle lane with a record run, unless that record is held.
+    fn make_ready(&mut self, id: LaneId) {
+        let lane = &mut self.lanes[id as usize];
+        let first = lane.queue.front().map(|entry| entry.record.offset());
+        if self.held_from.is_some_and(|from| first >= Some(from)) {
+            lane.state = State::Held;
+            self.held.push(id);
+        } else {
             lane.state = State::Ready;
             self.ready.push_back(id);
         }
@@ -194,6 +216,7 @@ impl Lanes {
             let lane = &mut self.lanes[id as usize];
             while let Some(entry) = lane.queue.front()
                 && room.admits(entry, taken.len())
+                && self.held_from.is_none_or(|from| entry.record.offset() < from)
             {
                 room.take(entry);
                 taken.extend(lane.queue.pop_front());
@@ -221,9 +244,31 @@ impl Lanes {
             lane.state = State::Waiting;
             self.waiting.insert((until, id));
         } else {
-            lane.state = State::Ready;
-            self.ready.push_back(id);
+            self.make_ready(id);
         }
+    }
+
+    /// Lets no record at this offset or behind it run, until [`Lanes::release`]. Calls that run go on.
+    pub fn hold_from(&mut self, offset: Offset) {
+        self.held_from = Some(self.held_from.map_or(offset, |from| from.min(offset)));
+        for id in std::mem::take(&mut self.ready) {
+            self.make_ready(id);
+        }
+    }
+
+    /// Lets everything run again, the oldest first.
+    pub fn release(&mut self) {
+        self.held_from = None;
+        let mut held = std::mem::take(&mut self.held);
+        held.sort_by_key(|id| self.lanes[*id as usize].queue.front().map(|entry| entry.record.offset()));
+        for id in held {
+            self.make_ready(id);
+        }
+    }
+
+    /// The first offset that is held.
+    pub fn held_from_offset(&self) -> Option<Offset> {
+        self.held_from
     }
 
     /// Forgets records that wait at this offset and behind it.
@@ -233,13 +278,15 @@ impl Lanes {
                 lane.queue.pop_back();
             }
         }
-        for id in std::mem::take(&mut self.ready) {
-            if self.lanes[id as usize].queue.is_empty() {
-                self.retire(id);
-            } else {
-                self.ready.push_back(id);
-            }
-        }
+        let lanes = &self.lanes;
+        let is_empty = |id: LaneId| lanes[id as usize].queue.is_empty();
+        let mut emptied: Vec<LaneId> = self.ready.iter().copied().filter(|id| is_empty(*id)).collect();
+        emptied.extend(self.waiting.iter().map(|(_, id)| *id).filter(|id| is_empty(*id)));
+        emptied.extend(self.held.iter().copied().filter(|id| is_empty(*id)));
+        self.ready.retain(|id| !is_empty(*id));
+        self.waiting.retain(|(_, id)| !is_empty(*id));
+        self.held.retain(|id| !is_empty(*id));
+        emptied.into_iter().for_each(|id| self.retire(id));
     }
 
     fn retire(&mut self, id: LaneId) {
@@ -260,8 +307,7 @@ impl Lanes {
             && until <= now
         {
             self.waiting.pop_first();
-            self.lanes[id as usize].state = State::Ready;
-            self.ready.push_back(id);
+            self.make_ready(id);
         }
     }
 

@@ -6,6 +6,8 @@
 //! At most once, the order is turned round: an offset is committed, and only then its record is called. There OFF-1 reads: no
 //! record at or above the confirmed offset is called; none is called again once it was processed; and no more than
 //! `ahead_max` records are below the offset that was asked for and not done, which is what a crash loses at most.
+//!
+//! STOP-1: a partition that stopped at a record runs neither it nor anything behind it until it is resumed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -53,6 +55,8 @@ pub enum Event {
     Paused(bool),
     /// Time passed.
     Timer,
+    /// Something changed that may mend the record at which the partition stopped: it goes on, with all attempts anew.
+    Resumed,
     /// The broker takes the partition, or the handler stops: take nothing new on, and finish what lies below records that
     /// are settled or run, so that whoever comes next repeats none of those.
     Revoked,
@@ -93,6 +97,8 @@ pub struct CallRecord {
     pub tries: u32,
     /// Those of `tries` that cost an attempt.
     pub charged: u32,
+    /// How long it has been failing, counted from the first failure behind which every one cost an attempt.
+    pub age: Duration,
 }
 
 /// What became of a record in a call.
@@ -111,6 +117,8 @@ pub enum Verdict {
     Halve,
     /// It was not processed: it comes again at once, at no cost.
     Untouched,
+    /// It is not given up, and not tried again: the partition stops at it until [`Event::Resumed`].
+    Stop,
 }
 
 impl Verdict {
@@ -118,7 +126,7 @@ impl Verdict {
     fn once(self) -> Self {
         match self {
             Self::Untouched | Self::Retry { charge: false, .. } => self,
-            Self::Settled | Self::Halve | Self::Retry { charge: true, .. } => Self::Settled,
+            Self::Settled | Self::Halve | Self::Stop | Self::Retry { charge: true, .. } => Self::Settled,
         }
     }
 }
@@ -187,18 +195,20 @@ impl Partition {
     pub fn on(&mut self, now: Duration, event: Event, actions: &mut Vec<Action>) {
         match event {
             Event::Received(chunk) => self.received(&chunk, actions),
-            Event::Slot => self.slot(actions),
+            Event::Slot => self.slot(now, actions),
             Event::Returned { call, verdicts } => self.returned(now, call, &verdicts, actions),
             Event::Committed(offset) => self.committed(offset, actions),
             Event::Paused(paused) => self.pause(paused, actions),
             Event::Timer => self.lanes.wake(now),
+            Event::Resumed if self.revoked => {}
+            Event::Resumed => self.lanes.release(),
             Event::Revoked => self.revoked(actions),
         }
     }
 
     /// How many records may be received now. At 0 the reader is left alone: that is the back-pressure.
     pub fn room(&self) -> usize {
-        if self.revoked || self.paused || self.bytes >= self.bounds.bytes_max {
+        if self.revoked || self.paused || self.stopped_at().is_some() || self.bytes >= self.bounds.bytes_max {
             return 0;
         }
         let (pending, span) = self.tracker.as_ref().map_or((0, 0), |t| (t.pending(), t.span()));
@@ -245,6 +255,11 @@ impl Partition {
     /// How many lanes wait to try again.
     pub fn lanes_waiting(&self) -> usize {
         self.lanes.waiting()
+    }
+
+    /// The record at which the partition stands still. What lies before it is still worked off.
+    pub fn stopped_at(&self) -> Option<Offset> {
+        self.lanes.held_from_offset()
     }
 
     /// The next offset to be received; `None` before the first delivery.
@@ -307,7 +322,7 @@ impl Partition {
         }
     }
 
-    fn slot(&mut self, actions: &mut Vec<Action>) {
+    fn slot(&mut self, now: Duration, actions: &mut Vec<Action>) {
         if !self.wants_slot() {
             return;
         }
@@ -319,6 +334,7 @@ impl Partition {
                 lane: entry.lane,
                 tries: entry.tries,
                 charged: entry.charged,
+                age: entry.failing_since.map_or(Duration::ZERO, |since| now.saturating_sub(since)),
             })
             .collect();
         let id = self.next_call;
@@ -354,16 +370,26 @@ impl Partition {
     fn lane_returned(&mut self, now: Duration, call_records: u32, lane: &mut [(Entry, Verdict)]) {
         let id = lane[0].0.lane;
         let mut wait_until = None;
+        let mut stop_at = None;
         for (entry, verdict) in lane.iter_mut() {
             match *verdict {
                 Verdict::Settled | Verdict::Untouched => {}
                 Verdict::Retry { after, charge } => {
                     entry.tries += 1;
                     entry.charged += u32::from(charge);
+                    entry.failing_since = charge.then(|| entry.failing_since.unwrap_or(now));
                     wait_until.get_or_insert(now + after);
+                }
+                Verdict::Stop => {
+                    // Whatever lets it go on is a reason to begin anew.
+                    (entry.tries, entry.charged, entry.failing_since) = (0, 0, None);
+                    stop_at.get_or_insert(entry.record.offset());
                 }
                 Verdict::Halve => entry.call_records_max = (call_records / 2).max(1),
             }
+        }
+        if let Some(offset) = stop_at {
+            self.lanes.hold_from(offset);
         }
         let left = lane.iter().filter(|(_, verdict)| *verdict != Verdict::Settled).map(|(entry, _)| entry.clone());
         self.lanes.returned(id, left, wait_until);

@@ -68,6 +68,18 @@ pub struct HeaderRef<'a> {
     pub value: Option<&'a [u8]>,
 }
 
+/// Headers of a record that was sent again from a dead-letter topic.
+pub mod redriven {
+    /// The id that it had at first.
+    pub const ID: &str = "tidemill.redriven.id";
+    /// The topic that it was sent to. In any other the id is not its own: a handler may have copied the headers.
+    pub const TO: &str = "tidemill.redriven.to";
+    /// How often it was sent again.
+    pub const TIMES: &str = "tidemill.redriven.times";
+    /// An id is not longer: a topic's name and three numbers.
+    pub const ID_BYTES_MAX: usize = 400;
+}
+
 /// Records of one partition that were delivered together: one buffer for all their bytes.
 ///
 /// One allocation holds hundreds of records, and a [`Record`] is a counted reference into it: receiving costs one copy
@@ -96,6 +108,7 @@ struct Entry {
     value: Option<Span>,
     headers: Span,
     malformed: bool,
+    redriven: bool,
 }
 
 #[derive(Debug)]
@@ -143,15 +156,16 @@ impl ChunkBuilder {
         let key = key.map(|bytes| self.append(bytes));
         let value = value.map(|bytes| self.append(bytes));
         let first_header = self.headers.len() as u32;
-        let mut malformed = false;
+        let (mut malformed, mut redriven) = (false, false);
         for header in headers {
             malformed |= std::str::from_utf8(header.name).is_err();
+            redriven |= header.name == redriven::ID.as_bytes();
             let name = self.append(header.name);
             let value = header.value.map(|bytes| self.append(bytes));
             self.headers.push(HeaderEntry { name, value });
         }
         let headers = Span { start: first_header, end: self.headers.len() as u32 };
-        self.entries.push(Entry { offset, timestamp, key, value, headers, malformed });
+        self.entries.push(Entry { offset, timestamp, key, value, headers, malformed, redriven });
     }
 
     fn append(&mut self, bytes: &[u8]) -> Span {
@@ -281,10 +295,28 @@ impl Record {
             + headers.iter().map(|header| header.name.len() + span(header.value)).sum::<usize>()
     }
 
-    /// Its stable id, the key for idempotent effects: `topic/partition/offset/timestamp`.
+    /// The value of its last header with this name.
+    pub fn last_header(&self, name: &str) -> Option<&[u8]> {
+        self.headers().filter(|header| header.name == name.as_bytes()).last()?.value
+    }
+
+    /// The id that it had at first, if it was sent again to this topic from a dead-letter topic.
+    pub fn first_id(&self, topic: &str) -> Option<&str> {
+        // The headers are searched only where one of that name was seen when the record came.
+        if !self.entry().redriven || self.last_header(redriven::TO) != Some(topic.as_bytes()) {
+            return None;
+        }
+        let id = std::str::from_utf8(self.last_header(redriven::ID)?).ok()?;
+        (1..=redriven::ID_BYTES_MAX).contains(&id.len()).then_some(id)
+    }
+
+    /// Its stable id, the key for idempotent effects: `topic/partition/offset/timestamp`, or its [`Record::first_id`].
     ///
     /// The timestamp tells it from a record of a topic that was deleted and made again, whose offsets start over.
     pub fn id(&self, from: &TopicPartition) -> String {
+        if let Some(id) = self.first_id(&from.topic) {
+            return id.to_owned();
+        }
         let millis = self.timestamp().millis().unwrap_or(-1);
         format!("{}/{}/{}/{}", from.topic, from.partition, self.offset(), millis)
     }
@@ -331,6 +363,27 @@ mod tests {
         let record = Arc::new(chunk.build()).records().next().expect("one record was pushed");
         assert!(record.malformed());
         assert_eq!(record.headers().next().map(|header| header.name), Some(&b"\xff\xfe"[..]));
+    }
+
+    #[test]
+    fn a_redriven_record_keeps_its_first_id_in_the_topic_that_it_was_sent_to() {
+        let id = "orders/3/7/1000";
+        let record = |to: &'static [u8], id: &[u8]| {
+            let mut chunk = ChunkBuilder::default();
+            let headers = [
+                HeaderRef { name: redriven::ID.as_bytes(), value: Some(id) },
+                HeaderRef { name: redriven::TO.as_bytes(), value: Some(to) },
+            ];
+            chunk.push(9, Timestamp::Create(5), None, None, headers);
+            Arc::new(chunk.build()).records().next().expect("one record was pushed")
+        };
+        let from = TopicPartition::new("orders", 1);
+        assert_eq!(record(b"orders", id.as_bytes()).id(&from), id);
+        let own = "orders/1/9/5";
+        assert_eq!(record(b"other", id.as_bytes()).id(&from), own, "a copied header names another topic");
+        for wrong in [&b""[..], b"\xff", &[b'x'; redriven::ID_BYTES_MAX + 1]] {
+            assert_eq!(record(b"orders", wrong).id(&from), own);
+        }
     }
 
     #[test]

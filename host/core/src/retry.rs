@@ -1,4 +1,4 @@
-//! What becomes of a failed record: another attempt after a while, or the dead-letter topic.
+//! What becomes of a failed record: another attempt after a while, or the end that its handler's policy names.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub enum Class {
     Memory,
     /// The record can't be shown to a guest, or the guest's answer or output can't be taken.
     Malformed,
-    /// Something that the guest needs is away. Nobody's fault: it costs no attempt.
+    /// Something that the guest needs is away. Nobody's fault: it costs no attempt, unless the policy says so.
     Unavailable,
     /// The host is short of something (instances, queue space). It costs no attempt.
     HostShortage,
@@ -38,18 +38,35 @@ impl Class {
         }
     }
 
-    /// Whether a failure of this class costs the record one of its attempts.
-    pub fn charges(self) -> bool {
-        !matches!(self, Self::Unavailable | Self::HostShortage)
-    }
-
     /// Whether another attempt can't help.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Rejected | Self::Malformed)
     }
 }
 
-/// How often, and after which delays, a failed record is tried again.
+/// What becomes of a record that is not tried again, whether its budget is spent or it was refused for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Exhausted {
+    /// It goes to the dead-letter topic, and its lane goes on.
+    #[default]
+    DeadLetter,
+    /// Its partition stops at it until somebody changes something.
+    Stop,
+    /// It is given up: said and counted, and its lane goes on.
+    Drop,
+}
+
+/// What a dependency that is away costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unavailable {
+    /// Nothing: the record waits for as long as it takes.
+    #[default]
+    Wait,
+    /// An attempt, as any failure does.
+    Exhaust,
+}
+
+/// How often, for how long and after which delays a failed record is tried again, and what becomes of it then.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
     /// Calls that a record may be charged for, the first included. Invariant: at least 1.
@@ -57,6 +74,10 @@ pub struct RetryPolicy {
     /// Invariant: not longer than `delay_max`.
     delay_min: Duration,
     delay_max: Duration,
+    /// From the first failure that cost an attempt to the last attempt.
+    age_max: Option<Duration>,
+    exhausted: Exhausted,
+    unavailable: Unavailable,
 }
 
 /// A retry policy that contradicts itself.
@@ -75,17 +96,32 @@ pub enum InvalidRetryPolicy {
     },
 }
 
+/// The failure of one record alone, with its history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failed {
+    /// What kind of failure.
+    pub class: Class,
+    /// Calls that failed in a row, this one included.
+    pub tries: u32,
+    /// Those of `tries` that cost an attempt.
+    pub charged: u32,
+    /// How long it has been failing: zero at the first failure that costs an attempt, and begun anew by one that costs none.
+    pub age: Duration,
+    /// The delay that the guest asked for.
+    pub asked: Option<Duration>,
+}
+
 /// What to do with a failed record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     /// Call again after this long; until then its lane waits.
     RetryAfter(Duration),
-    /// Its budget is spent, or another attempt can't help.
-    DeadLetter,
+    /// It is not tried again: its budget is spent, or another attempt can't help.
+    End(Exhausted),
 }
 
 impl RetryPolicy {
-    /// Checks the bounds.
+    /// Checks the bounds. Failed records are dead-lettered and dependencies waited for, unless the policy is told otherwise.
     pub fn new(attempts_max: u32, delay_min: Duration, delay_max: Duration) -> Result<Self, InvalidRetryPolicy> {
         if attempts_max == 0 {
             return Err(InvalidRetryPolicy::NoAttempts);
@@ -93,26 +129,61 @@ impl RetryPolicy {
         if delay_min > delay_max {
             return Err(InvalidRetryPolicy::DelaysReversed { min: delay_min, max: delay_max });
         }
-        Ok(Self { attempts_max, delay_min, delay_max })
+        let (exhausted, unavailable) = (Exhausted::default(), Unavailable::default());
+        Ok(Self { attempts_max, delay_min, delay_max, age_max: None, exhausted, unavailable })
+    }
+
+    /// The same, with an end for records that fail for so long.
+    pub fn aged(self, age_max: Option<Duration>) -> Self {
+        Self { age_max, ..self }
+    }
+
+    /// The same, with what becomes of records that are not tried again.
+    pub fn exhausted(self, exhausted: Exhausted) -> Self {
+        Self { exhausted, ..self }
+    }
+
+    /// The same, with what a dependency that is away costs.
+    pub fn unavailable(self, unavailable: Unavailable) -> Self {
+        Self { unavailable, ..self }
+    }
+
+    /// What becomes of a record that is not tried again.
+    pub fn end(&self) -> Exhausted {
+        self.exhausted
+    }
+
+    /// Whether a failure of this class costs the record one of its attempts.
+    pub fn charges(&self, class: Class) -> bool {
+        match class {
+            Class::HostShortage => false,
+            Class::Unavailable => self.unavailable == Unavailable::Exhaust,
+            Class::Retry | Class::Rejected | Class::Trap | Class::Deadline | Class::Memory | Class::Malformed => true,
+        }
     }
 
     /// Decides after the failure of one record alone.
     ///
-    /// `tries` counts the calls that failed in a row, this one included, `charged` those of them that cost an attempt.
-    /// `asked` is the guest's wish, held below `delay_max`, and above `delay_min` where an attempt costs nothing. `dice` is
-    /// in `0.0..1.0` and spreads the delays over the upper half of the back-off, so that lanes that failed together do not
-    /// return together.
-    pub fn decide(&self, class: Class, tries: u32, charged: u32, asked: Option<Duration>, dice: f64) -> Decision {
-        if class.is_final() || (class.charges() && charged >= self.attempts_max) {
-            return Decision::DeadLetter;
+    /// The guest's wish is held below `delay_max`, and above `delay_min` where an attempt costs nothing. No attempt begins
+    /// later than `age_max`: the delay before the last one is cut. `dice` is in `0.0..1.0` and spreads the delays over the
+    /// upper half of the back-off, so that lanes that failed together do not return together.
+    pub fn decide(&self, failed: Failed, dice: f64) -> Decision {
+        let Failed { class, tries, charged, age, asked } = failed;
+        let charges = self.charges(class);
+        let spent = charged >= self.attempts_max || self.age_max.is_some_and(|age_max| age >= age_max);
+        if class.is_final() || (charges && spent) {
+            return Decision::End(self.exhausted);
         }
         let delay = match asked {
             // What costs no attempt has no other end than its delay.
-            Some(asked) if !class.charges() => asked.clamp(self.delay_min, self.delay_max),
+            Some(asked) if !charges => asked.clamp(self.delay_min, self.delay_max),
             Some(asked) => asked.min(self.delay_max),
             None => self.back_off(tries).mul_f64(0.5 + dice.clamp(0.0, 1.0) / 2.0),
         };
-        Decision::RetryAfter(delay)
+        Decision::RetryAfter(match self.age_max {
+            Some(age_max) if charges => delay.min(age_max.saturating_sub(age)),
+            Some(_) | None => delay,
+        })
     }
 
     /// `delay_min`, doubled with each failure in a row, up to `delay_max`.
@@ -123,67 +194,4 @@ impl RetryPolicy {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn policy(attempts_max: u32) -> RetryPolicy {
-        RetryPolicy::new(attempts_max, Duration::from_millis(100), Duration::from_secs(1)).expect("valid")
-    }
-
-    #[test]
-    fn contradictions_are_refused_with_the_cure() {
-        let second = Duration::from_secs(1);
-        let error = RetryPolicy::new(0, second, second).expect_err("no attempt");
-        assert_eq!(error.to_string(), "`attempts_max` is 0; use 1 to never retry");
-        let error = RetryPolicy::new(1, 2 * second, second).expect_err("reversed");
-        assert_eq!(error.to_string(), "`delay_min` (2s) is longer than `delay_max` (1s)");
-    }
-
-    #[test]
-    fn delays_double_up_to_the_cap_and_jitter_stays_in_the_upper_half() {
-        let delays = |dice| {
-            (1..=6)
-                .map(|tries| match policy(10).decide(Class::Trap, tries, tries, None, dice) {
-                    Decision::RetryAfter(delay) => delay.as_millis(),
-                    Decision::DeadLetter => 0,
-                })
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(delays(1.0), [100, 200, 400, 800, 1000, 1000]);
-        assert_eq!(delays(0.0), [50, 100, 200, 400, 500, 500]);
-    }
-
-    #[test]
-    fn a_spent_budget_is_a_dead_letter() {
-        assert!(matches!(policy(3).decide(Class::Retry, 2, 2, None, 0.5), Decision::RetryAfter(_)));
-        assert_eq!(policy(3).decide(Class::Retry, 3, 3, None, 0.5), Decision::DeadLetter);
-    }
-
-    #[test]
-    fn an_unavailable_dependency_costs_nothing_however_long() {
-        assert_eq!(
-            policy(1).decide(Class::Unavailable, 1_000_000, 1, None, 1.0),
-            Decision::RetryAfter(Duration::from_secs(1))
-        );
-    }
-
-    #[test]
-    fn what_can_never_work_is_not_tried_again() {
-        for class in [Class::Rejected, Class::Malformed] {
-            assert_eq!(policy(100).decide(class, 1, 1, None, 0.5), Decision::DeadLetter);
-        }
-    }
-
-    #[test]
-    fn a_guest_chooses_its_delay_within_the_operators_cap() {
-        let asked = |millis| policy(9).decide(Class::Retry, 1, 1, Some(Duration::from_millis(millis)), 0.5);
-        assert_eq!(asked(7), Decision::RetryAfter(Duration::from_millis(7)));
-        let free = policy(9).decide(Class::Unavailable, 1, 0, Some(Duration::ZERO), 0.5);
-        assert_eq!(
-            free,
-            Decision::RetryAfter(Duration::from_millis(100)),
-            "what costs nothing is not tried in a circle"
-        );
-        assert_eq!(asked(70_000), Decision::RetryAfter(Duration::from_secs(1)));
-    }
-}
+mod tests;

@@ -58,6 +58,7 @@ fn orders() -> HandlerView {
             partition: 0,
             committed: Some(7),
             lag_records: Some(3),
+            stopped: None,
         }],
         lag_records: Some(3),
         in_flight_records: 1,

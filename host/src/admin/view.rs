@@ -102,6 +102,24 @@ pub struct PartitionView {
     pub committed: Option<i64>,
     /// Records behind the end.
     pub lag_records: Option<u64>,
+    /// The record at which it stands still, if it does.
+    #[serde(default)]
+    pub stopped: Option<StoppedView>,
+}
+
+/// The record at which a partition stands still, as the handler's policy says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoppedView {
+    /// Its offset.
+    pub offset: i64,
+    /// The class of the failure.
+    pub class: String,
+    /// For machines.
+    pub code: String,
+    /// For people.
+    pub detail: String,
+    /// The digest of the revision on which it failed.
+    pub revision: String,
 }
 
 /// The answer of `POST /handlers/NAME/pause` and of `POST /handlers/NAME/resume`.

@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 
 use crate::admin::{
     self, HandlerState, HandlerView, Missing, PartitionView, PauseError, Readiness, RollBackError, RolledBack,
+    StoppedView,
 };
 use crate::broker::Producer;
 use crate::fleet::{Pauses, Roster, Running, State};
@@ -82,6 +83,13 @@ impl View {
                 partition: view.from.partition,
                 committed: view.committable,
                 lag_records: view.lag.map(i64::unsigned_abs),
+                stopped: view.stopped.map(|stop| StoppedView {
+                    offset: stop.offset,
+                    class: stop.class.name().to_owned(),
+                    code: stop.reason.code,
+                    detail: stop.reason.detail,
+                    revision: stop.revision.to_string(),
+                }),
             })
             .collect();
         let state = match (running.stop.is_cancelled(), running.membership.is_paused()) {

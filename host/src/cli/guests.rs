@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use crate::admin::{ErrorView, HandlerView, PauseView, RolledBack};
+use crate::admin::{ErrorView, HandlerView, PartitionView, PauseView, RolledBack, StoppedView};
 
 /// How long the host may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -253,6 +253,14 @@ fn notes(handler: &HandlerView) -> Vec<String> {
     if let Some(reason) = &handler.reason {
         notes.extend(reason.lines().map(str::to_owned));
     }
+    for PartitionView { topic, partition, stopped, .. } in &handler.partitions {
+        if let Some(StoppedView { offset, class, code, detail, revision }) = stopped {
+            notes.push(format!(
+                "{topic}/{partition} stands still at offset {offset} ({class} on {}): {code}: {detail}",
+                short(revision)
+            ));
+        }
+    }
     if let Some(digest) = &handler.set_aside {
         notes.push(format!("{} was rolled back from and is set aside", short(digest)));
     }
@@ -302,10 +310,26 @@ mod tests {
             in_flight_records: 3,
             ..handler("orders", HandlerState::Running)
         };
+        let stopped = StoppedView {
+            offset: 42,
+            class: "rejected".to_owned(),
+            code: "bad-amount".to_owned(),
+            detail: "the amount is -1".to_owned(),
+            revision: "0123456789abcdef".to_owned(),
+        };
+        let partition = PartitionView {
+            topic: "orders".to_owned(),
+            partition: 3,
+            committed: Some(42),
+            lag_records: Some(9),
+            stopped: Some(stopped),
+        };
+        let orders = HandlerView { partitions: vec![partition], ..orders };
         let audit = HandlerView { reason: Some("one\ntwo".to_owned()), ..handler("audit", HandlerState::Failed) };
         expect![[r#"
             HANDLER  STATE    REVISION      LIVE SINCE            GROUP   TOPICS  PARTITIONS  LAG  IN FLIGHT
-            orders   running  0123456789ab  2026-01-01T00:00:00Z  orders  orders  0           12   3
+            orders   running  0123456789ab  2026-01-01T00:00:00Z  orders  orders  1           12   3
+              orders/3 stands still at offset 42 (rejected on 0123456789ab): bad-amount: the amount is -1
               cccccccccccc was rolled back from and is set aside
               can go back to aaaaaaaaaaaa, bbbbbbbbbbbb
             audit    failed   -             -                     audit   orders  0           -    0

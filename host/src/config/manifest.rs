@@ -11,13 +11,14 @@ use tidemill_core::grants::Grants;
 use tidemill_core::lanes::Order;
 use tidemill_core::partition::Bounds;
 use tidemill_core::record::is_topic_name;
-use tidemill_core::retry::RetryPolicy;
+use tidemill_core::retry::{Exhausted, RetryPolicy, Unavailable};
 
 use self::guarantee::{Delivery, Effects, ExactlyOnce};
 use super::Problem;
 use super::units::{self, Size, Span};
 use crate::broker::{StartAt, Subscription};
 use crate::consumer;
+use crate::settle::letter::HeaderStyle;
 
 /// The manifest's file name.
 pub const FILE: &str = "handler.toml";
@@ -41,14 +42,25 @@ pub struct HandlerSpec {
     pub database: Option<String>,
     /// What becomes of failed records.
     pub retry: RetryPolicy,
-    /// Where dead letters go; `None`: the record's topic with `.dlq` behind it.
-    pub dead_letter_topic: Option<String>,
+    /// Where dead letters go, and how they are written.
+    pub dead_letters: DeadLetters,
     /// What the guest may do.
     pub grants: Grants,
     /// What the guest reads through `wasi:config`.
     pub config: BTreeMap<String, String>,
     /// The folder with SQL migrations, for the one granted database.
     pub migrations: Option<PathBuf>,
+}
+
+/// A handler's dead letters.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeadLetters {
+    /// Their topic; `None`: the record's topic with `.dlq` behind it.
+    pub topic: Option<String>,
+    /// Whose headers a letter has beside our own.
+    #[serde(default)]
+    pub headers: HeaderStyle,
 }
 
 /// How long a guest's state lives.
@@ -81,7 +93,8 @@ struct Manifest {
     concurrency: Option<usize>,
     #[serde(default)]
     start: Start,
-    dead_letter_topic: Option<String>,
+    #[serde(default)]
+    dead_letters: DeadLetters,
     commit_interval: Option<Span>,
     drain_deadline: Option<Span>,
     #[serde(default)]
@@ -136,8 +149,31 @@ struct Buffer {
 #[serde(deny_unknown_fields)]
 struct Retry {
     attempts_max: Option<u32>,
+    age_max: Option<Span>,
     delay_min: Option<Span>,
     delay_max: Option<Span>,
+    #[serde(default)]
+    exhausted: ExhaustedKey,
+    #[serde(default)]
+    unavailable: UnavailableKey,
+}
+
+#[derive(Deserialize, Default, Clone, Copy, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+enum ExhaustedKey {
+    #[default]
+    DeadLetter,
+    Park,
+    Stop,
+    Drop,
+}
+
+#[derive(Deserialize, Default, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum UnavailableKey {
+    #[default]
+    Wait,
+    Exhaust,
 }
 
 #[derive(Deserialize, Default)]
@@ -164,6 +200,9 @@ struct GrantKeys {
 const TOPIC_NAME: &str = "take up to 249 letters, digits, `.`, `_` and `-`";
 /// Two calls of the usual size: while one runs, the commit of the next is confirmed.
 const AHEAD_DEFAULT: usize = 200;
+/// Parking holds one key and lets the others go on, over restarts.
+const PARK: &str = "is \"park\", which this version can't do; write \"stop\", which holds the record's whole partition, or \
+                    \"dead-letter\", after which `tidemill dlq redrive` sends it again behind later records of its key";
 const CONCURRENCY_DEFAULT: usize = 8;
 const CONCURRENCY_MAX: usize = 1000;
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
@@ -230,7 +269,7 @@ fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest
         isolation: manifest.isolation,
         memory_max: manifest.limits.memory.map_or(MEMORY_DEFAULT, |size| size.0),
         retry,
-        dead_letter_topic: manifest.dead_letter_topic,
+        dead_letters: manifest.dead_letters,
         grants: Grants {
             kv: manifest.grants.kv,
             sql: manifest.grants.sql,
@@ -287,8 +326,8 @@ impl Check<'_> {
         for (key, wrong) in reads.chain(produces).filter(|(_, topic)| !is_topic_name(topic)) {
             self.wrong(key, format!("has `{wrong}`, which is no topic's name; {TOPIC_NAME}"));
         }
-        if let Some(wrong) = manifest.dead_letter_topic.as_ref().filter(|topic| !is_topic_name(topic)) {
-            self.wrong("dead_letter_topic", format!("is `{wrong}`, which is no topic's name; {TOPIC_NAME}"));
+        if let Some(wrong) = manifest.dead_letters.topic.as_ref().filter(|topic| !is_topic_name(topic)) {
+            self.wrong("dead_letters.topic", format!("is `{wrong}`, which is no topic's name; {TOPIC_NAME}"));
         }
         if manifest.group.as_ref().is_some_and(String::is_empty) {
             self.wrong("group", "is empty; name the consumer group, or leave the key out for the handler's name");
@@ -296,9 +335,9 @@ impl Check<'_> {
         if manifest.commit_interval.is_some_and(|span| span.0 < Duration::from_millis(1)) {
             self.wrong("commit_interval", "is less than 1ms; commits would leave no time for anything else");
         }
-        let own_letters = |topic: &String| manifest.dead_letter_topic.as_ref() == Some(topic);
+        let own_letters = |topic: &String| manifest.dead_letters.topic.as_ref() == Some(topic);
         if let Some(topic) = manifest.topics.iter().find(|topic| own_letters(topic)) {
-            self.wrong("dead_letter_topic", format!("is `{topic}`, which this handler also reads: its dead letters would go round for ever; name another topic"));
+            self.wrong("dead_letters.topic", format!("is `{topic}`, which this handler also reads: its dead letters would go round for ever; name another topic"));
         }
         if let Some(topic) = manifest.topics.iter().find(|topic| manifest.grants.produce.contains(*topic)) {
             self.wrong("grants.produce", format!("holds `{topic}`, which this handler also reads: its outputs would go round for ever; name another topic"));
@@ -329,6 +368,13 @@ impl Check<'_> {
         if manifest.buffer.ahead_max.is_some() && manifest.delivery != Delivery::AtMostOnce {
             self.wrong("buffer.ahead_max", "is of use with delivery = \"at-most-once\" only; leave one of the two out");
         }
+        if manifest.retry.exhausted == ExhaustedKey::Stop && manifest.delivery == Delivery::AtMostOnce {
+            self.wrong(
+                "retry.exhausted",
+                "is \"stop\", which at most once can't do: the record's offset is committed before its one attempt; \
+                 write \"dead-letter\" or \"drop\"",
+            );
+        }
         self.guarantee(manifest);
         self.limits(&manifest.limits);
     }
@@ -348,7 +394,23 @@ impl Check<'_> {
         let delay_min = retry.delay_min.map_or(Duration::from_millis(200), |span| span.0);
         let delay_max = retry.delay_max.map_or(Duration::from_secs(30).max(delay_min), |span| span.0);
         match RetryPolicy::new(attempts_max, delay_min, delay_max) {
-            Ok(policy) => Some(policy),
+            Ok(policy) => {
+                let exhausted = match retry.exhausted {
+                    ExhaustedKey::DeadLetter => Exhausted::DeadLetter,
+                    ExhaustedKey::Park => {
+                        self.wrong("retry.exhausted", PARK);
+                        return None;
+                    }
+                    ExhaustedKey::Stop => Exhausted::Stop,
+                    ExhaustedKey::Drop => Exhausted::Drop,
+                };
+                let unavailable = match retry.unavailable {
+                    UnavailableKey::Wait => Unavailable::Wait,
+                    UnavailableKey::Exhaust => Unavailable::Exhaust,
+                };
+                let age_max = retry.age_max.map(|span| span.0);
+                Some(policy.aged(age_max).exhausted(exhausted).unavailable(unavailable))
+            }
             Err(error) => {
                 self.wrong("retry", error.to_string());
                 None
@@ -421,11 +483,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_called_once_can_not_stop_its_partition() {
+        check(
+            "topics = [\"a\"]\ndelivery = \"at-most-once\"\nretry.exhausted = \"stop\"",
+            expect![[r#"
+                handler.toml: `retry.exhausted` is "stop", which at most once can't do: the record's offset is committed before its one attempt; write "dead-letter" or "drop"
+            "#]],
+        );
+    }
+
+    #[test]
+    fn parking_is_refused_with_what_to_write_instead() {
+        check(
+            "topics = [\"a\"]\nretry.exhausted = \"park\"",
+            expect![[r#"
+                handler.toml: `retry.exhausted` is "park", which this version can't do; write "stop", which holds the record's whole partition, or "dead-letter", after which `tidemill dlq redrive` sends it again behind later records of its key
+            "#]],
+        );
+    }
+
+    #[test]
     fn outputs_must_not_come_back() {
         check(
-            "topics = [\"a\"]\ndead_letter_topic = \"a\"\ngrants.produce = [\"a\"]",
+            "topics = [\"a\"]\ndead_letters.topic = \"a\"\ngrants.produce = [\"a\"]",
             expect![[r#"
-                handler.toml: `dead_letter_topic` is `a`, which this handler also reads: its dead letters would go round for ever; name another topic
+                handler.toml: `dead_letters.topic` is `a`, which this handler also reads: its dead letters would go round for ever; name another topic
                 handler.toml: `grants.produce` holds `a`, which this handler also reads: its outputs would go round for ever; name another topic
             "#]],
         );
@@ -524,9 +606,21 @@ mod tests {
         check(
             "topics = [\"a\"]\n\nordr = \"key\"",
             expect![[r#"
-                handler.toml:3: unknown field `ordr`, expected one of `topics`, `group`, `module`, `delivery`, `exactly_once`, `effects`, `order`, `isolation`, `concurrency`, `start`, `dead_letter_topic`, `commit_interval`, `drain_deadline`, `batch`, `buffer`, `retry`, `limits`, `grants`, `config`, `consumer_properties`
+                handler.toml:3: unknown field `ordr`, expected one of `topics`, `group`, `module`, `delivery`, `exactly_once`, `effects`, `order`, `isolation`, `concurrency`, `start`, `dead_letters`, `commit_interval`, `drain_deadline`, `batch`, `buffer`, `retry`, `limits`, `grants`, `config`, `consumer_properties`
             "#]],
         );
+    }
+
+    #[test]
+    fn a_failure_policy_says_when_a_record_ends_and_how() {
+        let folder = folder_with(&["h.wasm"]);
+        let manifest = "topics = [\"t\"]\n[retry]\nage_max = \"1h\"\nexhausted = \"stop\"\nunavailable = \"exhaust\"\n\
+                        [dead_letters]\ntopic = \"l\"\nheaders = \"spring\"";
+        let spec = HandlerSpec::parse("h", folder.path(), manifest).expect("valid");
+        assert_eq!(spec.retry.end(), Exhausted::Stop);
+        assert!(spec.retry.charges(tidemill_core::retry::Class::Unavailable));
+        let letters = DeadLetters { topic: Some("l".to_owned()), headers: HeaderStyle::Spring };
+        assert_eq!(spec.dead_letters, letters);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Four arms around one closed `enum Event`: ended calls first, then revocation, then timers, then new records.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,12 +23,14 @@ use crate::attempt::{self, Attempt, Guarantee, Ownership};
 use crate::broker::Reader;
 use crate::fault::Fault;
 use crate::metrics::{HandlerMetrics, PartitionMetrics};
-use crate::settle::Settlement;
+use crate::settle::{Settlement, Stop};
 
 /// Waits before a partition whose reader failed is read again.
 const READ_AGAIN_DELAY: Duration = Duration::from_secs(1);
 /// A record whose attempt panicked in the host itself waits this long.
 const PANIC_DELAY: Duration = Duration::from_secs(1);
+/// How often it is told that a partition stands still at a record.
+const STOPPED_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What ties an assignment to the world beside its group.
 pub(super) struct Ties {
@@ -71,9 +73,12 @@ pub(super) fn spawn<R: Reader>(
         calls: JoinSet::new(),
         actions: Vec::new(),
         made: VecDeque::new(),
+        stops: BTreeMap::new(),
+        told_of_stop: None,
+        revoked,
         drained: false,
     };
-    tokio::spawn(task.run(revoked))
+    tokio::spawn(task.run())
 }
 
 struct Task<R> {
@@ -95,11 +100,16 @@ struct Task<R> {
     actions: Vec<Action>,
     /// The last offset and the time of each delivery that is not settled whole, for the lag in seconds.
     made: VecDeque<(Offset, Option<i64>)>,
+    /// The records at which the partition stands still; the first is the one that counts.
+    stops: BTreeMap<Offset, Stop>,
+    told_of_stop: Option<Instant>,
+    revoked: CancellationToken,
     drained: bool,
 }
 
 impl<R: Reader> Task<R> {
-    async fn run(mut self, revoked: CancellationToken) {
+    async fn run(mut self) {
+        let revoked = self.revoked.clone();
         let mut revoking = false;
         let mut read_again = None;
         let mut refresh = tokio::time::interval(REFRESH_INTERVAL);
@@ -143,7 +153,10 @@ impl<R: Reader> Task<R> {
                     }
                 },
                 () = emptied(outbox), if waits => {}
-                _ = refresh.tick() => self.refresh(),
+                _ = refresh.tick() => {
+                    self.look_at_stops();
+                    self.refresh();
+                }
             }
         }
         self.refresh();
@@ -152,6 +165,35 @@ impl<R: Reader> Task<R> {
     /// Whether somebody else owns the partition: nothing that is done here will ever count.
     fn is_fenced(&self) -> bool {
         self.owner.as_ref().is_some_and(|owner| owner.fenced_since().is_some())
+    }
+
+    /// Tells that the partition stands still, at once and then every while, and lets it go on once another revision is live.
+    fn look_at_stops(&mut self) {
+        let first = self.stops.first_key_value().map(|(_, stop)| stop);
+        self.metrics.stopped.set(i64::from(first.is_some()));
+        self.progress.set_stopped(first.cloned());
+        let Some(Stop { offset, class, reason, revision }) = first else { return };
+        let live = self.parts.handler.revision();
+        if live != *revision && !self.revoked.is_cancelled() {
+            tracing::info!(
+                partition = %self.progress.from, offset, revision = attempt::short(&live),
+                "the partition goes on at the record at which it stopped: another revision is live"
+            );
+            self.stops.clear();
+            self.told_of_stop = None;
+            self.on(Event::Resumed);
+            return self.look_at_stops();
+        }
+        let now = Instant::now();
+        if self.told_of_stop.is_none_or(|told| now >= told + STOPPED_INTERVAL) {
+            self.told_of_stop = Some(now);
+            tracing::error!(
+                handler = self.metrics.handler(), partition = %self.progress.from, offset, class = class.name(),
+                code = reason.code, revision = attempt::short(revision),
+                "the partition stands still at this record, as `retry.exhausted` says; it goes on with another revision, \
+                 a changed handler.toml or a restart, and `tidemill guests list` has the reason"
+            );
+        }
     }
 
     /// How much to read now. A nearly full partition is left alone, so that records are not taken one by one.
@@ -249,7 +291,7 @@ impl<R: Reader> Task<R> {
 
     /// What settled records leave to be produced is kept before the frontier can pass them.
     fn returned(&mut self, call: CallId, settlement: Settlement) {
-        let Settlement { verdicts, produced } = settlement;
+        let Settlement { verdicts, produced, stops } = settlement;
         if let Some(outbox) = &self.outbox {
             outbox.keep(produced);
         }
@@ -257,6 +299,10 @@ impl<R: Reader> Task<R> {
         self.on(Event::Returned { call, verdicts });
         if let (true, Some(position)) = (Fault::CommitPastGap.is_on() && settled, self.machine.position()) {
             self.committable(position);
+        }
+        if !stops.is_empty() {
+            self.stops.extend(stops.into_iter().map(|stop| (stop.offset, stop)));
+            self.look_at_stops();
         }
     }
 
@@ -280,7 +326,7 @@ impl<R: Reader> Task<R> {
         let from = self.progress.from.clone();
         let Config { guarantee, call_deadline, .. } = self.config;
         let attempt = Attempt::new(from.clone(), self.progress.epoch, call.records, guarantee, call_deadline);
-        let attempt = Attempt { owner: self.owner.clone(), ..attempt };
+        let attempt = Attempt { owner: self.owner.clone(), revoked: self.revoked.clone(), ..attempt };
         self.calls.spawn(async move {
             let run = attempt::run(&*parts.handler, &parts.settler, attempt, slot);
             let settlement = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {
@@ -288,8 +334,7 @@ impl<R: Reader> Task<R> {
                 if guarantee == Guarantee::AtMostOnce {
                     parts.metrics.lost_records.inc_by(records as u64);
                 }
-                let again = Verdict::Retry { after: PANIC_DELAY, charge: true };
-                Settlement { verdicts: vec![again; records], produced: Vec::new() }
+                Settlement::of(vec![Verdict::Retry { after: PANIC_DELAY, charge: true }; records])
             });
             drop(in_flight);
             (id, settlement)

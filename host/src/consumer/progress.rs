@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tidemill_core::record::{Offset, TopicPartition};
 use tokio::sync::{Notify, watch};
 
+use crate::settle::Stop;
+
 /// No offset is known yet.
 const UNKNOWN: i64 = -1;
 
@@ -30,6 +32,8 @@ pub struct Progress {
     pending: AtomicU64,
     /// Milliseconds since the Unix epoch of about the oldest unsettled record; `UNKNOWN` when there is none.
     oldest_ms: AtomicI64,
+    /// The record at which the partition stands still.
+    stopped: Mutex<Option<Stop>>,
 }
 
 /// An offset that may be committed, and the assignment that may commit it.
@@ -53,7 +57,12 @@ impl Progress {
             end: AtomicI64::new(UNKNOWN),
             pending: AtomicU64::new(0),
             oldest_ms: AtomicI64::new(UNKNOWN),
+            stopped: Mutex::default(),
         }
+    }
+
+    pub(super) fn set_stopped(&self, stop: Option<Stop>) {
+        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = stop;
     }
 
     pub(super) fn set_committable(&self, offset: Offset) {
@@ -113,6 +122,7 @@ impl Progress {
             pending: self.pending.load(Ordering::Relaxed),
             lag: end.zip(committable).map(|(end, committable)| (end - committable).max(0)),
             oldest_ms: known(self.oldest_ms.load(Ordering::Relaxed)),
+            stopped: self.stopped.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 }
@@ -132,6 +142,8 @@ pub struct PartitionView {
     pub lag: Option<i64>,
     /// When about the oldest unsettled record was made, in milliseconds since the Unix epoch.
     pub oldest_ms: Option<i64>,
+    /// The record at which it stands still, as the handler's policy says.
+    pub stopped: Option<Stop>,
 }
 
 /// A handler's place in its group, as others see it.

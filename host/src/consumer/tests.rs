@@ -9,6 +9,7 @@ mod database;
 mod drain;
 mod order;
 mod pause;
+mod policy;
 mod transactions;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +31,7 @@ use crate::broker::{Outgoing, StartAt, WhenFull};
 use crate::guest::{CallError, Called, Outcome, Reason};
 use crate::metrics::{CommitResult, Metrics};
 use crate::settle::DeadLetters;
+use crate::settle::letter::HeaderStyle;
 
 const TOPIC: &str = "in";
 const GROUP: &str = "g";
@@ -137,21 +139,30 @@ impl World {
     }
 
     fn join(&self, config: Config) -> Member {
-        self.join_as(config, Arc::default())
+        self.join_as(config, always_again(), Arc::default())
     }
 
     fn join_paused(&self, config: Config) -> Member {
         let membership = Arc::<Membership>::default();
         membership.pause(true);
-        self.join_as(config, membership)
+        self.join_as(config, always_again(), membership)
     }
 
-    fn join_as(&self, config: Config, membership: Arc<Membership>) -> Member {
+    fn join_with(&self, config: Config, policy: RetryPolicy) -> Member {
+        self.join_as(config, policy, Arc::default())
+    }
+
+    fn join_as(&self, config: Config, policy: RetryPolicy, membership: Arc<Membership>) -> Member {
         let (calls, received) = mpsc::unbounded_channel();
-        let guest = Arc::new(Guest { calls, open: AtomicUsize::new(0), open_max: AtomicUsize::new(0) });
+        let guest = Arc::new(Guest {
+            calls,
+            open: AtomicUsize::new(0),
+            open_max: AtomicUsize::new(0),
+            revision: Mutex::new("cafe".into()),
+        });
         let metrics = Metrics::new().handler("h");
-        let policy = RetryPolicy::new(100, Duration::ZERO, FOR_EVER).expect("valid");
-        let letters = DeadLetters { handler: "h".into(), group: GROUP.into(), topic: None };
+        let letters =
+            DeadLetters { handler: "h".into(), group: GROUP.into(), topic: None, headers: HeaderStyle::Native };
         let producer = self.broker.producer(&BTreeMap::new()).expect("a producer");
         let settler = Settler::new(producer, policy, letters, Arc::clone(&metrics));
         let handler = Arc::clone(&guest) as Arc<dyn Handler>;
@@ -200,6 +211,11 @@ fn config() -> Config {
         drain_deadline: PATIENCE,
         transaction: Limits { interval: Duration::from_millis(2), records_max: 1000, bytes_max: 1 << 20 },
     }
+}
+
+/// What fails is tried again at once, for as long as a test looks.
+fn always_again() -> RetryPolicy {
+    RetryPolicy::new(100, Duration::ZERO, FOR_EVER).expect("valid")
 }
 
 /// One call at a time.
@@ -283,6 +299,13 @@ impl Open {
         self.answer(Answer::Outcomes(outcomes));
     }
 
+    /// All records are refused for good.
+    fn refuse(self) {
+        let reason = Reason { code: "never".to_owned(), detail: "it is not going to work".to_owned() };
+        let outcomes = vec![Outcome::DeadLetter(reason); self.call.records.len()];
+        self.answer(Answer::Outcomes(outcomes));
+    }
+
     fn panic(self) {
         self.answer(Answer::Panic);
     }
@@ -302,9 +325,14 @@ struct Guest {
     calls: mpsc::UnboundedSender<Call>,
     open: AtomicUsize,
     open_max: AtomicUsize,
+    revision: Mutex<Arc<str>>,
 }
 
 impl Handler for Guest {
+    fn revision(&self) -> Arc<str> {
+        Arc::clone(&self.revision.lock().expect("not poisoned"))
+    }
+
     fn call<'a>(&'a self, attempt: &'a mut Attempt) -> BoxFuture<'a, Called> {
         Box::pin(async move {
             let (answer, answered) = oneshot::channel();
@@ -322,7 +350,7 @@ impl Handler for Guest {
                 Ok(Answer::Panic) => panic!("the handler panics"),
                 Err(_) => Err(CallError { class: Class::Trap, detail: "the test gave no answer".to_owned() }),
             };
-            Called { revision: "cafe".into(), took: Duration::ZERO, outcomes }
+            Called { revision: self.revision(), took: Duration::ZERO, outcomes }
         })
     }
 }

@@ -123,6 +123,7 @@ mod tests {
     use super::*;
     use crate::broker::{Committed, PartitionInfo, TopicInfo, TopicSettings};
     use crate::metrics::Metrics;
+    use crate::settle::letter::HeaderStyle;
 
     #[tokio::test(start_paused = true)]
     async fn a_hazard_is_told_when_it_comes_and_counted_until_it_is_mended() {
@@ -134,7 +135,12 @@ mod tests {
         }
         let mut lookout = Lookout {
             spec: HandlerSpec::read(&home).expect("the manifest is right"),
-            dead_letters: DeadLetters { handler: "h".into(), group: "h".into(), topic: None },
+            dead_letters: DeadLetters {
+                handler: "h".into(),
+                group: "h".into(),
+                topic: None,
+                headers: HeaderStyle::Native,
+            },
             membership: Arc::default(),
             metrics: Metrics::new().handler("h"),
             told: BTreeMap::new(),

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use tidemill_core::retry::Exhausted;
+
 use crate::broker::Admin;
 use crate::config::manifest::HandlerSpec;
 use crate::settle::DeadLetters;
@@ -41,7 +43,10 @@ pub(super) async fn missing(admin: &dyn Admin, spec: &HandlerSpec, dead_letters:
 /// Every topic that a handler needs, and for what.
 pub(super) fn uses(spec: &HandlerSpec, dead_letters: &DeadLetters) -> Vec<(String, Use)> {
     let reads = &spec.consumer.subscription.topics;
-    let letters: BTreeSet<_> = reads.iter().map(|topic| dead_letters.topic_for(topic)).collect();
+    let mut letters: BTreeSet<_> = reads.iter().map(|topic| dead_letters.topic_for(topic)).collect();
+    if spec.retry.end() != Exhausted::DeadLetter {
+        letters.clear();
+    }
     let reads = reads.iter().map(|topic| (topic.clone(), Use::Reads));
     let produces = spec.grants.produce.iter().map(|topic| (topic.clone(), Use::Produces));
     reads.chain(produces).chain(letters.iter().map(|topic| (topic.to_string(), Use::DeadLetters))).collect()

@@ -29,17 +29,21 @@ impl Ids {
         let mut text = String::with_capacity(attempt.records.len() * (prefix.len() + 28));
         let mut ends = Vec::with_capacity(attempt.records.len());
         for CallRecord { record, .. } in &attempt.records {
-            let millis = record.timestamp().millis().unwrap_or(-1);
-            text.push_str(&prefix);
-            text.push_str(digits.format(record.offset()));
-            text.push('/');
-            text.push_str(digits.format(millis));
+            if let Some(id) = record.first_id(&attempt.from.topic) {
+                text.push_str(id);
+            } else {
+                let millis = record.timestamp().millis().unwrap_or(-1);
+                text.push_str(&prefix);
+                text.push_str(digits.format(record.offset()));
+                text.push('/');
+                text.push_str(digits.format(millis));
+            }
             ends.push(text.len());
         }
         Self { text, ends }
     }
 
-    fn get(&self, index: usize) -> &str {
+    pub(super) fn get(&self, index: usize) -> &str {
         let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
         &self.text[start..self.ends[index]]
     }

@@ -175,7 +175,7 @@ impl Instance {
 
         let answer = match &self.guest.packed {
             Some(packed) => {
-                self.records.write(&attempt.records)?;
+                self.records.write(&attempt.from.topic, &attempt.records)?;
                 let (topic, partition) = (&*attempt.from.topic, attempt.from.partition);
                 let (millis, records) = (millis(attempt.deadline), self.records.bytes());
                 let packed = packed.tidemill_guest_packed_handler();

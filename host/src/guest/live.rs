@@ -170,6 +170,10 @@ impl LiveHandler {
 }
 
 impl Handler for LiveHandler {
+    fn revision(&self) -> Arc<str> {
+        self.digest()
+    }
+
     fn call<'a>(&'a self, attempt: &'a mut Attempt) -> BoxFuture<'a, Called> {
         Box::pin(async move {
             let revision = self.live.load_full();

@@ -36,13 +36,13 @@ struct Place {
 }
 
 impl Records {
-    /// Writes the records of a call over what was there.
-    pub(super) fn write(&mut self, records: &[CallRecord]) -> Result<(), CallError> {
+    /// Writes the records of a call, which are of this topic, over what was there.
+    pub(super) fn write(&mut self, topic: &str, records: &[CallRecord]) -> Result<(), CallError> {
         self.bytes.clear();
         self.places.clear();
         put(&mut self.bytes, records.len())?;
         for record in records {
-            let place = put_record(&mut self.bytes, record)?;
+            let place = put_record(&mut self.bytes, topic, record)?;
             self.places.push(place);
         }
         // Positions in the buffer are 32 bits wide.
@@ -71,9 +71,13 @@ impl Records {
     }
 }
 
-fn put_record(buffer: &mut Vec<u8>, CallRecord { record, tries, .. }: &CallRecord) -> Result<Place, CallError> {
-    // All ids are the usual ones.
-    buffer.extend_from_slice(&NONE.to_le_bytes());
+fn put_record(
+    buffer: &mut Vec<u8>,
+    topic: &str,
+    CallRecord { record, tries, .. }: &CallRecord,
+) -> Result<Place, CallError> {
+    // The usual id is left out.
+    put_maybe(buffer, record.first_id(topic).map(str::as_bytes))?;
     buffer.extend_from_slice(&record.offset().to_le_bytes());
     let (kind, millis) = match record.timestamp() {
         Timestamp::None => (0, 0),

@@ -98,7 +98,7 @@ fn spec(manifest: &str) -> HandlerSpec {
 fn attempt(records: usize, deadline: Duration) -> Attempt {
     let record = |offset| {
         let record = Record::single(offset, Some(b"key"), Some(b"value"));
-        CallRecord { record, lane: 0, tries: 0, charged: 0 }
+        CallRecord { record, lane: 0, tries: 0, charged: 0, age: Duration::ZERO }
     };
     let records = (0..records as i64).map(record).collect();
     Attempt::new(TopicPartition::new("orders", 0), 1, records, Guarantee::AtLeastOnce, deadline)

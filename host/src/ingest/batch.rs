@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
 use super::answer::Refusal;
-use super::head::{BodyKind, Head, IDEMPOTENCY_KEY, LineForm};
+use super::head::{BodyKind, Head, IDEMPOTENCY_KEY, LineForm, RESERVED};
 use super::json::{self, Member};
 use crate::broker::{Header, Outgoing};
 
@@ -64,6 +64,9 @@ pub(super) enum InvalidLine {
         /// What it should have been.
         expected: &'static str,
     },
+    /// A record header that only the host writes: by some of them records are known again.
+    #[error("has a header `{0}`; names that begin with `tidemill.` are the host's, choose another")]
+    Reserved(String),
     /// An envelope without a value.
     #[error("has no `value`; write null for a tombstone")]
     NoValue,
@@ -236,6 +239,9 @@ fn headers(value: &str) -> Result<Vec<Header>, InvalidLine> {
         } else {
             vec![serde_json::from_str(text).map_err(|_| wrong.clone())?]
         };
+        if member.name.starts_with(RESERVED) {
+            return Err(InvalidLine::Reserved(member.name));
+        }
         let name = Bytes::from(member.name);
         headers.extend(values.into_iter().map(|value| Header { name: name.clone(), value: value.map(Bytes::from) }));
     }

@@ -22,6 +22,8 @@ const HEADER: &str = "tidemill-header-";
 const HEADER_BASE64: &str = "tidemill-base64-header-";
 const KEY_FIELD: &str = "tidemill-key-field";
 const ENVELOPE: &str = "tidemill-envelope";
+/// Record headers that begin so are the host's.
+pub(super) const RESERVED: &str = "tidemill.";
 /// The request header and the record header that handlers de-duplicate by.
 pub(super) const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
@@ -62,6 +64,9 @@ pub(super) enum InvalidHead {
     /// A header of our own that does not exist.
     #[error("`{0}` is no header of this endpoint; `GET /` lists them")]
     UnknownHeader(String),
+    /// A record header that only the host writes: by some of them records are known again.
+    #[error("a record header can't be called `{0}`: names that begin with `tidemill.` are the host's; choose another")]
+    Reserved(String),
     /// A header that may be there once.
     #[error("`{0}` is there more than once; send it once")]
     Repeated(&'static str),
@@ -201,7 +206,10 @@ fn record_headers(headers: &HeaderMap) -> Result<Vec<Header>, InvalidHead> {
             return Err(InvalidHead::UnknownHeader(name.to_owned()));
         }
     }
-    Ok(found)
+    match found.iter().find(|header| header.name.starts_with(RESERVED.as_bytes())) {
+        Some(header) => Err(InvalidHead::Reserved(String::from_utf8_lossy(&header.name).into_owned())),
+        None => Ok(found),
+    }
 }
 
 fn is_known(name: &str) -> bool {
@@ -332,6 +340,8 @@ mod tests {
         let cases: &[(&str, Headers, &str)] = &[
             ("", &[("Tidemill-Ky", "a")], "`tidemill-ky` is no header"),
             ("", &[("Tidemill-Header-", "a")], "`tidemill-header-` is no header"),
+            ("", &[("Tidemill-Header-Tidemill.Redriven.Id", "a")], "can't be called `tidemill.redriven.id`"),
+            ("", &[("Tidemill-Base64-Header-Tidemill.x", "YQ==")], "can't be called `tidemill.x`"),
             ("", &[("Tidemill-Key", "a"), ("Tidemill-Key", "b")], "more than once"),
             ("", &[("Tidemill-Key", "a"), ("Tidemill-Key-Base64", "YQ==")], "send one of them"),
             ("", &[("Tidemill-Key-Base64", "*")], "not base64"),

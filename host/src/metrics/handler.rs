@@ -117,7 +117,7 @@ pub struct HandlerMetrics {
     pub in_flight: Gauge,
     /// Outputs that the broker has acknowledged.
     pub outputs: Counter,
-    /// Dead letters that could not be written yet.
+    /// Times that a dead letter could not be written.
     pub dead_letter_failures: Counter,
     /// Records that were committed ahead and whose calls did not end.
     pub lost_records: Counter,
@@ -125,6 +125,8 @@ pub struct HandlerMetrics {
     pub skipped_offsets: Counter,
     /// 1 while an operator has paused it.
     pub paused: Gauge,
+    /// Dead letters that can't be written now.
+    pub dead_letters_waiting: Gauge,
     /// Results of an earlier assignment that were dropped.
     pub stale_acknowledgements: Counter,
     /// Revisions that went live after the first.
@@ -136,6 +138,7 @@ pub struct HandlerMetrics {
     hazards: [Gauge; Hazard::KINDS.len()],
     retries: [Counter; CLASSES.len()],
     dead_letters: [Counter; CLASSES.len()],
+    dropped: [Counter; CLASSES.len()],
     rebalances: [Counter; REBALANCES.len()],
     commits: [Counter; COMMIT_RESULTS.len()],
     transactions: [Counter; TRANSACTION_RESULTS.len()],
@@ -167,6 +170,7 @@ impl HandlerMetrics {
             lost_records: f.lost_records.get_or_create_owned(&handler()),
             skipped_offsets: f.skipped_offsets.get_or_create_owned(&handler()),
             paused: f.paused.get_or_create_owned(&handler()),
+            dead_letters_waiting: f.dead_letters_waiting.get_or_create_owned(&handler()),
             stale_acknowledgements: f.stale_acknowledgements.get_or_create_owned(&handler()),
             swaps: f.swaps.get_or_create_owned(&handler()),
             rejected_loads: f.rejected_loads.get_or_create_owned(&handler()),
@@ -175,6 +179,7 @@ impl HandlerMetrics {
                 .map(|kind| f.hazards.get_or_create_owned(&ByKind { handler: Arc::clone(&name), kind })),
             retries: CLASSES.map(|it| f.retries.get_or_create_owned(&class(it))),
             dead_letters: CLASSES.map(|it| f.dead_letters.get_or_create_owned(&class(it))),
+            dropped: CLASSES.map(|it| f.dropped.get_or_create_owned(&class(it))),
             rebalances: REBALANCES
                 .map(|kind| f.rebalances.get_or_create_owned(&ByKind { handler: Arc::clone(&name), kind })),
             commits: COMMIT_RESULTS
@@ -208,6 +213,11 @@ impl HandlerMetrics {
     pub fn hazards(&self, kind: &str) -> &Gauge {
         let at = Hazard::KINDS.iter().position(|known| *known == kind).expect("a hazard's kind is one of its kinds");
         &self.hazards[at]
+    }
+
+    /// Records that were given up.
+    pub fn dropped(&self, class: Class) -> &Counter {
+        &self.dropped[class as usize]
     }
 
     /// Changes of the assignment.
@@ -283,6 +293,7 @@ impl HandlerMetrics {
             lag_records: f.lag_records.get_or_create_owned(&labels),
             lag_seconds: f.lag_seconds.get_or_create_owned(&labels),
             lanes_waiting: f.lanes_waiting.get_or_create_owned(&labels),
+            stopped: f.stopped.get_or_create_owned(&labels),
             pending: f.pending.get_or_create_owned(&labels),
             handler: Arc::clone(&self.name),
             place,
@@ -313,10 +324,12 @@ impl HandlerMetrics {
         }
         remove(&f.in_flight, &handler);
         remove(&f.paused, &handler);
+        remove(&f.dead_letters_waiting, &handler);
         for class in CLASSES {
             let labels = ByClass { handler: Arc::clone(&self.name), class: class.name() };
             remove(&f.retries, &labels);
             remove(&f.dead_letters, &labels);
+            remove(&f.dropped, &labels);
         }
         for kind in REBALANCES {
             remove(&f.rebalances, &ByKind { handler: Arc::clone(&self.name), kind });
@@ -419,10 +432,19 @@ pub struct PartitionMetrics {
     pub lanes_waiting: Gauge,
     /// Records that were received and are not settled.
     pub pending: Gauge,
+    /// 1 while it stands still at a record.
+    pub stopped: Gauge,
     handler: Arc<str>,
     place: TopicPartition,
     families: Arc<Families>,
     handles: Arc<Mutex<BTreeMap<TopicPartition, usize>>>,
+}
+
+impl PartitionMetrics {
+    /// The handler's name.
+    pub fn handler(&self) -> &str {
+        &self.handler
+    }
 }
 
 impl Drop for PartitionMetrics {
@@ -452,7 +474,7 @@ fn by_failure(handler: &Arc<str>, revision: &Arc<str>, class: Class) -> ByFailur
 
 fn remove_partition(f: &Families, handler: &Arc<str>, place: &TopicPartition) {
     let labels = by_partition(handler, place);
-    for family in [&f.position, &f.committed, &f.lag_records, &f.lanes_waiting, &f.pending] {
+    for family in [&f.position, &f.committed, &f.lag_records, &f.lanes_waiting, &f.pending, &f.stopped] {
         remove(family, &labels);
     }
     remove(&f.lag_seconds, &labels);

@@ -1,14 +1,13 @@
-//! Dead letters: the record byte for byte, with headers that say what happened.
+//! Writing dead letters: acknowledged before their records are settled, for as long as that takes.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use tidemill_core::partition::CallRecord;
-use tidemill_core::record::TopicPartition;
+use tokio_util::sync::CancellationToken;
 
-use super::Failure;
-use crate::broker::{Header, Outgoing, Producer, SendError, WhenFull};
+use super::letter::{Dead, HeaderStyle, Size};
+use super::told::Told;
+use crate::broker::{Position, Producer, SendError, WhenFull};
 use crate::fault::Fault;
 use crate::metrics::HandlerMetrics;
 
@@ -21,22 +20,24 @@ pub struct DeadLetters {
     pub group: Arc<str>,
     /// The topic; `None`: the record's topic with `.dlq` behind it.
     pub topic: Option<Arc<str>>,
+    /// Whose headers a letter has beside our own.
+    pub headers: HeaderStyle,
 }
 
-/// Longest `tidemill.error.message` in bytes: a letter must not outgrow what its record fitted into.
-const MESSAGE_BYTES_MAX: usize = 1024;
 /// Waits between attempts to write a letter that the broker does not take.
 const DELAY_MIN: Duration = Duration::from_millis(100);
-const DELAY_MAX: Duration = Duration::from_secs(5);
+pub(super) const DELAY_MAX: Duration = Duration::from_secs(5);
+/// How often it is told that letters can't be written.
+const STALLED_INTERVAL: Duration = Duration::from_secs(30);
 
-/// A record whose life ends in a letter, and why.
-pub(super) struct Dead<'a> {
-    pub(super) from: &'a TopicPartition,
-    pub(super) revision: &'a Arc<str>,
-    pub(super) record: &'a CallRecord,
-    /// Attempts that it cost.
-    pub(super) attempts: u32,
-    pub(super) failure: &'a Failure,
+/// The letters were not all written before their partition was revoked.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct GivenUp;
+
+/// A letter on its way.
+struct Open<'a> {
+    dead: &'a Dead<'a>,
+    size: Size,
 }
 
 impl DeadLetters {
@@ -45,107 +46,126 @@ impl DeadLetters {
         self.topic.clone().unwrap_or_else(|| format!("{source}.dlq").into())
     }
 
-    /// Writes a record's letter and returns once the broker has acknowledged it, however long that takes.
+    /// Writes letters and returns once the broker has acknowledged each, however long that takes.
     ///
-    /// The partition stands still meanwhile and says so; nothing is skipped because its letter can't be written.
-    pub(super) async fn write(&self, producer: &dyn Producer, metrics: &HandlerMetrics, dead: &Dead<'_>) {
-        let Dead { from, revision, record, attempts, failure } = *dead;
-        let offset = record.record.offset();
-        let class = failure.class.name();
-        let letter = self.letter(dead);
+    /// Their records wait meanwhile, and that is said; nothing is skipped because its letter can't be written. Once the
+    /// partition is revoked a letter that can't be written is given up: whoever gets the partition next fails on the record
+    /// again. `stalled` is the handler's memory of when it was said.
+    pub(super) async fn write(
+        &self,
+        producer: &dyn Producer,
+        metrics: &HandlerMetrics,
+        stalled: &Told,
+        revoked: &CancellationToken,
+        dead: &[Dead<'_>],
+    ) -> Result<(), GivenUp> {
+        let mut open: Vec<Open<'_>> = dead.iter().map(|dead| Open { dead, size: Size::Whole }).collect();
         if Fault::LetterNotAwaited.is_on() {
-            drop(producer.send(vec![letter], WhenFull::Wait));
-            return;
+            let letters = open.iter().map(|open| open.dead.letter(self, open.size)).collect();
+            drop(producer.send(letters, WhenFull::Wait));
+            return Ok(());
         }
-        let mut bare = false;
         let mut delay = DELAY_MIN;
+        let mut waiting = None;
         loop {
-            let sent = if bare { without_message(letter.clone()) } else { letter.clone() };
-            let error = match producer.send(vec![sent], WhenFull::Wait).await.pop() {
-                Some(Ok(position)) => {
-                    tracing::warn!(
-                        handler = &*self.handler, %from, offset, class, code = failure.reason.code,
-                        attempts, revision = crate::attempt::short(revision), letter_partition = position.partition,
-                        letter_offset = position.offset, "a record went to the dead-letter topic"
-                    );
-                    return;
+            let letters = open.iter().map(|open| open.dead.letter(self, open.size)).collect();
+            let results = producer.send(letters, WhenFull::Wait).await.into_iter();
+            let silent = || Err(SendError::Rejected("the producer gave no answer".to_owned()));
+            let mut failure = None;
+            let mut left = Vec::new();
+            for (open, result) in open.into_iter().zip(results.chain(std::iter::repeat_with(silent))) {
+                match result {
+                    Ok(position) => self.written(metrics, open.dead, position),
+                    Err(SendError::TooLarge(_)) if open.size == Size::Whole => {
+                        left.push(Open { size: Size::Bare, ..open });
+                    }
+                    Err(error) => {
+                        failure = Some((open.dead, error));
+                        left.push(open);
+                    }
                 }
-                Some(Err(error)) => error,
-                None => SendError::Rejected("the producer gave no answer".to_owned()),
-            };
-            if matches!(error, SendError::TooLarge(_)) && !bare {
-                bare = true;
-                continue;
             }
-            metrics.dead_letter_failures.inc();
-            tracing::error!(
-                handler = &*self.handler, %from, offset, class, topic = &*letter.topic, %error,
-                "a dead letter can't be written; its lane stands still until it can"
-            );
-            tokio::time::sleep(delay).await;
-            delay = (delay * 2).min(DELAY_MAX);
+            open = left;
+            if open.is_empty() {
+                if waiting.is_some() && stalled.is_over() {
+                    tracing::info!(handler = &*self.handler, "dead letters can be written again");
+                }
+                return Ok(());
+            }
+            let Some((dead, error)) = failure else { continue };
+            metrics.dead_letter_failures.inc_by(open.len() as u64);
+            // The earlier number is taken back first.
+            drop(waiting.take());
+            waiting = Some(Waiting::new(metrics, open.len()));
+            if stalled.is_due(STALLED_INTERVAL) {
+                self.tell(metrics, dead, &error);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(delay) => delay = (delay * 2).min(DELAY_MAX),
+                () = revoked.cancelled() => return Err(GivenUp),
+            }
         }
     }
 
-    pub(super) fn letter(&self, dead: &Dead<'_>) -> Outgoing {
-        let Dead { from, revision, record, attempts, failure } = *dead;
-        let source = &record.record;
-        let mut headers: Vec<Header> = source
-            .headers()
-            .map(|header| Header {
-                name: Bytes::copy_from_slice(header.name),
-                value: header.value.map(Bytes::copy_from_slice),
-            })
-            .collect();
-        // A letter about a letter keeps the first origin; only the newest failure is added.
-        let first = !headers.iter().any(|header| header.name == "tidemill.error.topic");
-        let mut add = |name: &'static str, value: String| {
-            let name = Bytes::from_static(name.as_bytes());
-            headers.push(Header { name, value: Some(Bytes::from(value)) });
-        };
-        if first {
-            add("tidemill.error.id", source.id(from));
-            add("tidemill.error.topic", from.topic.to_string());
-            add("tidemill.error.partition", from.partition.to_string());
-            add("tidemill.error.offset", source.offset().to_string());
+    fn written(&self, metrics: &HandlerMetrics, dead: &Dead<'_>, position: Position) {
+        metrics.dead_letters(dead.failure.class).inc();
+        tracing::warn!(
+            handler = &*self.handler, from = %dead.from, offset = dead.record.record.offset(),
+            class = dead.failure.class.name(), code = dead.failure.reason.code, attempts = dead.attempts,
+            revision = crate::attempt::short(dead.revision), letter_partition = position.partition,
+            letter_offset = position.offset, "a record went to the dead-letter topic"
+        );
+    }
+
+    fn tell(&self, metrics: &HandlerMetrics, dead: &Dead<'_>, error: &SendError) {
+        let topic = self.topic_for(&dead.from.topic);
+        tracing::error!(
+            handler = &*self.handler, from = %dead.from, offset = dead.record.record.offset(),
+            class = dead.failure.class.name(), topic = &*topic, letters = metrics.dead_letters_waiting.get(), %error,
+            mend = cure(error, &topic), "dead letters can't be written; their records wait, and nothing is skipped"
+        );
+    }
+}
+
+/// What an operator can do about a letter that can't be written.
+fn cure(error: &SendError, topic: &str) -> String {
+    match error {
+        SendError::NoSuchTopic(_) => format!("make it: tidemill topic create {topic} --partitions N"),
+        SendError::Denied(_) => format!(
+            "allow it: kafka-acls.sh --bootstrap-server HOST:PORT --add --allow-principal User:NAME \
+             --operation Write --operation Describe --topic {topic}"
+        ),
+        SendError::TooLarge(_) => format!(
+            "let the topic take it: kafka-configs.sh --bootstrap-server HOST:PORT --alter --entity-type topics \
+             --entity-name {topic} --add-config max.message.bytes=BYTES; on the embedded log raise `record_bytes_max`"
+        ),
+        SendError::Rejected(_) => {
+            format!(
+                "do what the broker's words ask for at topic `{topic}`, or name another one in `dead_letters.topic`"
+            )
         }
-        add("tidemill.error.handler", self.handler.to_string());
-        add("tidemill.error.group", self.group.to_string());
-        add("tidemill.error.revision", revision.to_string());
-        add("tidemill.error.class", failure.class.name().to_owned());
-        add("tidemill.error.code", truncated(&failure.reason.code, 128));
-        add("tidemill.error.attempts", attempts.to_string());
-        add("tidemill.error.time", jiff::Timestamp::now().to_string());
-        add(MESSAGE, truncated(&failure.reason.detail, MESSAGE_BYTES_MAX));
-        Outgoing {
-            topic: self.topic_for(&from.topic),
-            partition: None,
-            timestamp_ms: source.timestamp().millis(),
-            key: source.key().map(Bytes::copy_from_slice),
-            value: source.value().map(Bytes::copy_from_slice),
-            headers,
+        SendError::QueueFull | SendError::Unavailable(_) | SendError::Unknown(_) => {
+            "nothing: it goes on by itself once the broker answers".to_owned()
         }
     }
 }
 
-const MESSAGE: &str = "tidemill.error.message";
-
-/// A letter whose record filled the broker's limit: it goes without its longest header.
-pub(super) fn without_message(mut letter: Outgoing) -> Outgoing {
-    letter.headers.retain(|header| header.name != MESSAGE);
-    letter
+/// Letters that wait to be written, counted until they are or nobody waits any more.
+struct Waiting<'a> {
+    metrics: &'a HandlerMetrics,
+    letters: i64,
 }
 
-/// Whether a letter has its message.
-pub(super) fn has_message(letter: &Outgoing) -> bool {
-    letter.headers.iter().any(|header| header.name == MESSAGE)
-}
-
-/// At most so many bytes of a text, cut between characters.
-fn truncated(text: &str, bytes_max: usize) -> String {
-    let mut end = text.len().min(bytes_max);
-    while !text.is_char_boundary(end) {
-        end -= 1;
+impl<'a> Waiting<'a> {
+    fn new(metrics: &'a HandlerMetrics, letters: usize) -> Self {
+        let letters = letters as i64;
+        metrics.dead_letters_waiting.inc_by(letters);
+        Self { metrics, letters }
     }
-    text[..end].to_owned()
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.metrics.dead_letters_waiting.dec_by(self.letters);
+    }
 }

@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use tidemill_core::partition::{CallRecord, Verdict};
 use tidemill_core::record::{Offset, TopicPartition};
-use tidemill_core::retry::Class;
 use tidemill_core::transaction::Item;
 
-use super::dead_letter::{Dead, has_message, without_message};
-use super::{Settler, output_failure};
+use super::letter::{Dead, Size};
+use super::{DeadLetters, Failure, Settler, output_failure};
 use crate::broker::{Outgoing, SendError};
 
 /// What one settled record leaves to be produced: its outputs or its dead letter.
@@ -19,7 +18,15 @@ pub struct Produced {
     record: CallRecord,
     revision: Arc<str>,
     /// Why the output is a dead letter; `None` when it is not.
-    letter: Option<Class>,
+    letter: Option<Letter>,
+}
+
+/// What a dead letter was made of, to make it again where it is too large.
+#[derive(Debug)]
+struct Letter {
+    failure: Failure,
+    attempts: u32,
+    size: Size,
 }
 
 /// What becomes of a record whose output was refused.
@@ -36,9 +43,11 @@ impl Produced {
         Self { outputs, record: record.clone(), revision: Arc::clone(revision), letter: None }
     }
 
-    pub(super) fn letter(letter: Outgoing, dead: &Dead<'_>) -> Self {
-        let letter_of = Some(dead.failure.class);
-        Self { letter: letter_of, ..Self::outputs(dead.record, dead.revision, vec![letter]) }
+    pub(super) fn letter(to: &DeadLetters, revision: &Arc<str>, dead: Dead<'_>) -> Self {
+        let outputs = vec![dead.letter(to, Size::Whole)];
+        let Dead { record, attempts, failure, .. } = dead;
+        let letter = Some(Letter { failure, attempts, size: Size::Whole });
+        Self { letter, ..Self::outputs(record, revision, outputs) }
     }
 
     /// The record's offset.
@@ -64,9 +73,10 @@ impl Settler {
     pub(crate) fn committed(&self, from: &TopicPartition, items: &[Item<Produced>]) {
         let mut outputs = 0;
         for item in items {
-            match item.what.letter {
+            match &item.what.letter {
                 None => outputs += item.what.outputs.len(),
-                Some(class) => {
+                Some(Letter { failure: Failure { class, .. }, .. }) => {
+                    let class = *class;
                     self.metrics.dead_letters(class).inc();
                     tracing::warn!(
                         handler = &*self.dead_letters.handler, %from, offset = item.offset, class = class.name(),
@@ -81,24 +91,27 @@ impl Settler {
     /// A record's output was refused: its dead letter takes the place of an output that no broker will take.
     pub(crate) fn refused(&self, from: &TopicPartition, produced: &mut Produced, error: &SendError) -> Refusal {
         let Produced { outputs, record, revision, letter } = produced;
-        let failure = output_failure(error);
-        match (&outputs[..], &letter) {
-            (_, None) if !failure.class.is_final() => {}
-            (_, None) => {
+        let next = match letter.take() {
+            None => {
+                let failure = output_failure(error);
                 let attempts = record.charged + 1;
-                let dead = Dead { from, revision, record, attempts, failure: &failure };
-                *outputs = vec![self.dead_letters.letter(&dead)];
-                *letter = Some(failure.class);
-                return Refusal::Replaced;
+                failure.class.is_final().then_some(Letter { failure, attempts, size: Size::Whole })
             }
-            // A letter whose record filled the broker's limit goes without its longest header.
-            ([only], Some(_)) if matches!(error, SendError::TooLarge(_)) && has_message(only) => {
-                *outputs = vec![without_message(only.clone())];
-                return Refusal::Replaced;
+            // A letter whose record filled the broker's limit goes without what was added for people.
+            Some(whole) if matches!(error, SendError::TooLarge(_)) && whole.size == Size::Whole => {
+                Some(Letter { size: Size::Bare, ..whole })
             }
-            (_, Some(_)) => {
+            Some(refused) => {
                 self.metrics.dead_letter_failures.inc();
+                *letter = Some(refused);
+                None
             }
+        };
+        if let Some(Letter { failure, attempts, size }) = next {
+            let dead = Dead { from, revision, record, attempts, failure };
+            *outputs = vec![dead.letter(&self.dead_letters, size)];
+            *letter = Some(Letter { failure: dead.failure, attempts, size });
+            return Refusal::Replaced;
         }
         tracing::error!(
             handler = &*self.dead_letters.handler, %from, offset = record.record.offset(), %error,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tidemill_core::partition::Verdict;
 use tidemill_core::retry::Class;
 
-use super::{Failure, Settlement, Settler, output_failure};
+use super::{Case, Failure, Settlement, Settler, Verdicts, output_failure};
 use crate::attempt::{Attempt, Committed, Ownership};
 use crate::broker::{Outgoing, WhenFull};
 use crate::guest::{Called, Outcome, Reason};
@@ -35,17 +35,16 @@ impl Settler {
     /// Waits for as long as it takes to know how a commit ended, and to store the offset of a dead letter.
     pub async fn settle_together(&self, attempt: &mut Attempt, owner: &Ownership, called: Called) -> Settlement {
         self.count(attempt, &called);
-        let revision = Arc::clone(&called.revision);
-        let verdicts = match self.together(attempt, owner, called).await {
-            Ok(()) => vec![Verdict::Settled; attempt.records.len()],
+        let (revision, took) = (Arc::clone(&called.revision), called.took);
+        match self.together(attempt, owner, called).await {
+            Ok(()) => Settlement::of(vec![Verdict::Settled; attempt.records.len()]),
             Err(trouble) => {
                 if let Some(open) = attempt.effects.open.take() {
                     open.roll_back().await;
                 }
-                self.rolled_back(attempt, owner, &revision, trouble).await
+                self.rolled_back(Case { attempt, revision: &revision, took }, owner, trouble).await
             }
-        };
-        Settlement { verdicts, produced: Vec::new() }
+        }
     }
 
     async fn together(&self, attempt: &mut Attempt, owner: &Ownership, called: Called) -> Result<(), Trouble> {
@@ -80,36 +79,31 @@ impl Settler {
 
     /// Nothing of the call was kept. Blames nobody until a record failed alone. A call that met another one in the same rows
     /// is halved too: the fewer rows it holds, the sooner it gets through.
-    async fn rolled_back(
-        &self,
-        attempt: &Attempt,
-        owner: &Ownership,
-        revision: &Arc<str>,
-        trouble: Trouble,
-    ) -> Vec<Verdict> {
+    async fn rolled_back(&self, case: Case<'_>, owner: &Ownership, trouble: Trouble) -> Settlement {
+        let Case { attempt, .. } = case;
         let records = attempt.records.len();
+        let all = |verdict| Settlement::of(vec![verdict; records]);
         let failure = match trouble {
             Trouble::Failed(index, failure)
-                if records > 1 && (failure.class.charges() || attempt.effects.conflict.is_some()) =>
+                if records > 1 && (self.policy.charges(failure.class) || attempt.effects.conflict.is_some()) =>
             {
                 tracing::debug!(from = %attempt.from, records, index, code = failure.reason.code, "a call is rolled back and halved");
-                return vec![Verdict::Halve; records];
+                return all(Verdict::Halve);
             }
-            Trouble::Untouched(index) if index > 0 => return vec![Verdict::Halve; records],
+            Trouble::Untouched(index) if index > 0 => return all(Verdict::Halve),
             Trouble::Failed(_, failure) => failure,
-            Trouble::Untouched(_) => return vec![Verdict::Untouched; records],
+            Trouble::Untouched(_) => return all(Verdict::Untouched),
             Trouble::Fenced => {
                 self.metrics.commits(CommitResult::Fenced).inc();
-                return vec![Verdict::Untouched; records];
+                return all(Verdict::Untouched);
             }
         };
-        let mut verdicts = vec![Verdict::Untouched; records];
-        let mut first = self.failed(attempt, revision, 0, &failure, &mut Vec::new()).await;
-        if first == Verdict::Settled && !self.stored_alone(attempt, owner).await {
-            first = Verdict::Untouched;
+        let mut settlement = self.end(case, vec![(0, failure)], Verdicts::new(&attempt.records), Vec::new()).await;
+        let first = &mut settlement.verdicts[0];
+        if *first == Verdict::Settled && !self.stored_alone(attempt, owner).await {
+            *first = Verdict::Untouched;
         }
-        verdicts[0] = first;
-        verdicts
+        settlement
     }
 
     /// Stores the offset behind the call's first record, whose dead letter is acknowledged, however long that takes. False
@@ -167,7 +161,7 @@ fn all_well(attempt: &Attempt, called: Called) -> Result<(Vec<Outgoing>, Vec<usi
 /// A failure of a call whose transaction had to give way to another is nobody's fault, whatever the guest made of it.
 fn blamed(attempt: &Attempt, failure: Failure) -> Failure {
     match &attempt.effects.conflict {
-        Some(conflict) if failure.class.charges() && failure.class != Class::Malformed => {
+        Some(conflict) if !matches!(failure.class, Class::Malformed | Class::Unavailable | Class::HostShortage) => {
             let reason = Reason { code: "transaction-conflict".to_owned(), detail: conflict.clone() };
             Failure { class: Class::Unavailable, reason, after: None }
         }

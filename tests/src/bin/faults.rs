@@ -45,10 +45,13 @@ const QUICK_MAX: Duration = Duration::from_secs(12 * 60);
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let done = match (args.list, args.breakages) {
-        (true, _) => Ok(list()),
-        (_, true) => breakages(&args),
-        (_, false) => faults(&args),
+    let done = if args.list {
+        list();
+        Ok(())
+    } else if args.breakages {
+        breakages(&args)
+    } else {
+        faults(&args)
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

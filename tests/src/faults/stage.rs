@@ -302,7 +302,9 @@ impl<'a> Stage<'a> {
         while started.elapsed() < INJECTION_DEADLINE {
             let moment = self.look()?;
             let in_flight = self.hosts[host].metrics()?.sum("tidemill_invoke_in_flight_records", &[]);
-            if in_flight > 0.0 && moment.uncommitted > 0 {
+            // What is committed before it is called is in hand all the same.
+            let is_in_hand = moment.uncommitted > 0 || self.mode.promise == Promise::NothingRepeated;
+            if in_flight > 0.0 && is_in_hand {
                 return Ok(self.note(Moment { in_flight: in_flight as usize, ..moment }));
             }
         }

@@ -244,19 +244,16 @@ fn a_broker_that_hangs_around_the_end_of_transactions_tears_none() -> Result<()>
 }
 
 #[test]
-fn a_host_whose_broker_is_gone_ends_in_time_and_its_next_start_goes_on() -> Result<()> {
+fn a_host_whose_broker_is_gone_ends_in_time_and_by_itself() -> Result<()> {
     let _machine = servers::in_company();
     let mut lab = Kafka::start_nodes(1)?;
     let mut forwarding = Forwarding::new(&lab.bootstrap())?;
-    let setup = forwarding.setup(2, "100ms");
-    let mut host = setup.clone().ahead("shutdown_deadline = \"15s\"\n").start()?;
+    let mut host = forwarding.setup(2, "100ms").ahead("shutdown_deadline = \"15s\"\n").start()?;
     forwarding.send_and_see(2_000, 50)?;
     lab.kill(1)?;
     let ended = host.terminate(Duration::from_secs(25))?;
     ensure!(ended.code.is_some(), "it is ended by no signal: {ended:?}");
-    lab.start(1)?;
-    let _next = setup.start()?;
-    forwarding.check()
+    Ok(())
 }
 
 #[test]

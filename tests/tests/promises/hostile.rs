@@ -78,7 +78,7 @@ fn beside(guest: &str, manifest: &str, class: &str, letters_min: i64) -> Result<
     let (group, letters) = (names::unique(guest), names::unique("letters"));
     topics::create(&scenario.bootstrap, &letters, 1)?;
     let manifest = format!(
-        "topics = [\"{}\"]\ngroup = \"{group}\"\ndead_letter_topic = \"{letters}\"\n{manifest}\n",
+        "topics = [\"{}\"]\ngroup = \"{group}\"\ndead_letters.topic = \"{letters}\"\n{manifest}\n",
         scenario.topic
     );
     let bad = Handler::new("bad", guest, &manifest);

@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tidemill::store::{Connection, Value};
 
-use tests::ledger::{Fate, Ledger, Place};
-use tests::sink::Sink;
+use ::tests::ledger::{Fate, Ledger, Place};
+use ::tests::sink::Sink;
 
 /// The tables, in words that are good for every database.
 const SCHEMA: &str = "\
@@ -147,7 +147,7 @@ impl Books {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tests::ledger::Body;
+    use ::tests::ledger::Body;
 
     const AT: fn(i64) -> Place = |offset| Place { partition: 0, offset };
 

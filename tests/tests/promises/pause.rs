@@ -23,10 +23,10 @@ fn a_paused_handler_stands_still_over_a_restart_and_goes_on_where_it_stood() -> 
     scenario.send(&first, &Load::batches("before", 500))?;
     scenario.wait_until_committed(DEADLINE)?;
 
-    let told = first.command(&["pause", &scenario.handler])?;
+    let told = first.ask(&["pause", &scenario.handler])?;
     ensure!(told.contains("paused, also after a restart"), "{told}");
     scenario.send(&first, &Load::batches("meanwhile", 500))?;
-    let list = first.command(&["guests", "list"])?;
+    let list = first.ask(&["guests", "list"])?;
     ensure!(list.contains("paused"), "{list}");
     let paused = |host: &tests::host::Host| Ok::<_, anyhow::Error>(host.metrics()?.sum("tidemill_admit_paused", &[]));
     assert_eq!(paused(&first)?, 1.0);
@@ -42,7 +42,7 @@ fn a_paused_handler_stands_still_over_a_restart_and_goes_on_where_it_stood() -> 
     assert_eq!(second.metrics()?.sum("tidemill_invoke_attempts_total", &[]), 0.0);
     assert_eq!(scenario.sink.count()?, 500);
 
-    second.command(&["resume", &scenario.handler])?;
+    second.ask(&["resume", &scenario.handler])?;
     scenario.wait_until_committed(DEADLINE)?;
     let summary = scenario.judge(Vec::new(), 0)??;
     assert_eq!(summary.stored, 1_000);

@@ -95,13 +95,13 @@ fn a_paused_partition_starts_nothing_and_goes_on_where_it_stood() {
     check(
         Order::Key,
         BOUNDS,
-        "recv 1 a, recv 2 a, pause, done 1, resume, done 2",
+        "recv 1 a, recv 2 a, pause, done 1, unpause, done 2",
         expect![[r#"
             recv 1 a -> invoke 1
             recv 2 a ->
             pause    ->
             done 1   -> commit 2
-            resume   -> invoke 2
+            unpause  -> invoke 2
             done 2   -> commit 3
         "#]],
     );
@@ -282,6 +282,83 @@ fn offset_gaps_are_not_waited_for() {
 }
 
 #[test]
+fn a_partition_stops_at_a_record_finishes_what_lies_before_it_and_goes_on_when_it_is_told() {
+    check(
+        Order::Key,
+        BOUNDS,
+        "recv 1 a, recv 2 a, recv 3 b, recv 4 c, recv 5 d, recv 6 b, stop 3, done 4, done 1, done 2, done 5, resume, done 3, done 6",
+        expect![[r#"
+            recv 1 a -> invoke 1
+            recv 2 a ->
+            recv 3 b -> invoke 3
+            recv 4 c -> invoke 4
+            recv 5 d -> invoke 5
+            recv 6 b ->
+            stop 3   ->
+            done 4   ->
+            done 1   -> commit 2, invoke 2
+            done 2   -> commit 3
+            done 5   ->
+            resume   -> invoke 3
+            done 3   -> commit 6, invoke 6
+            done 6   -> commit 7
+        "#]],
+    );
+}
+
+#[test]
+fn a_partition_that_stopped_takes_nothing_more_and_does_not_hold_up_a_drain() {
+    let mut partition = Partition::new(Order::Key, BOUNDS);
+    let mut story = Story::default();
+    for step in ["recv 1 a", "recv 2 b", "stop 1"] {
+        story.step(&mut partition, step);
+    }
+    assert_eq!((partition.room(), partition.stopped_at()), (0, Some(1)));
+    assert_eq!(story.step(&mut partition, "revoke"), "");
+    assert_eq!(story.step(&mut partition, "done 2"), "drained");
+}
+
+#[test]
+fn a_record_that_stopped_its_partition_has_all_its_attempts_when_it_comes_again() {
+    let mut partition = Partition::new(Order::Key, BOUNDS);
+    let mut actions = Vec::new();
+    let mut on = |at, event| {
+        partition.on(Duration::from_secs(at), event, &mut actions);
+        partition.on(Duration::from_secs(at), Event::Slot, &mut actions);
+        actions.drain(..).find_map(|action| match action {
+            Action::Invoke(call) => call.records.first().map(|first| (call.id, first.tries, first.charged, first.age)),
+            Action::Commit(_) | Action::Drained => None,
+        })
+    };
+    let retry =
+        |call| Event::Returned { call, verdicts: vec![Verdict::Retry { after: Duration::from_secs(5), charge: true }] };
+    let (call, ..) = on(0, Event::Received(chunk(0, "a"))).expect("a call");
+    assert_eq!(on(1, retry(call)), None);
+    let (call, tries, charged, age) = on(6, Event::Timer).expect("a call");
+    assert_eq!((tries, charged, age), (1, 1, Duration::from_secs(5)));
+    assert_eq!(on(7, Event::Returned { call, verdicts: vec![Verdict::Stop] }), None);
+    let (_, tries, charged, age) = on(60, Event::Resumed).expect("a call");
+    assert_eq!((tries, charged, age), (0, 0, Duration::ZERO));
+}
+
+#[test]
+fn what_a_revoked_partition_forgot_does_not_come_back_when_its_wait_is_over() {
+    check(
+        Order::Key,
+        BOUNDS,
+        "recv 1 b, recv 2 a, retry 2 50, revoke, at 50, done 1",
+        expect![[r#"
+            recv 1 b   -> invoke 1
+            recv 2 a   -> invoke 2
+            retry 2 50 ->
+            revoke     ->
+            at 50      ->
+            done 1     -> commit 2, drained
+        "#]],
+    );
+}
+
+#[test]
 fn a_full_partition_takes_no_more_until_the_frontier_moves() {
     let mut partition = Partition::new(Order::Key, Bounds { records_max: 2, span_max: 3, ..BOUNDS });
     let mut story = Story::default();
@@ -343,7 +420,9 @@ impl Story {
             "revoke" => Event::Revoked,
             "commit" => Event::Committed(words[1].parse().expect("offset")),
             "pause" => Event::Paused(true),
-            "resume" => Event::Paused(false),
+            "unpause" => Event::Paused(false),
+            "stop" => self.all(words[1], Verdict::Stop),
+            "resume" => Event::Resumed,
             other => panic!("no such step: {other}"),
         };
         let mut actions = Vec::new();
@@ -438,6 +517,60 @@ proptest! {
     }
 }
 
+proptest! {
+    /// A call that fails as a whole charges nobody but a record that was alone: whoever the culprits are, only they are ever
+    /// charged, and each of them is found.
+    #[test]
+    fn halving_charges_only_a_culprit_that_is_alone(
+        by_key in any::<bool>(),
+        call_records_max in 1_usize..20,
+        keys in prop::collection::vec((0_u8..6, prop::bool::weighted(0.2)), 1..60),
+    ) {
+        let order = if by_key { Order::Key } else { Order::Partition };
+        let mut partition = Partition::new(order, Bounds { call_records_max, ..BOUNDS });
+        let culprits: Vec<Offset> = (0..).zip(&keys).filter(|(_, (_, bad))| *bad).map(|(offset, _)| offset).collect();
+        let mut found: BTreeMap<Offset, u32> = BTreeMap::new();
+        let mut calls = Vec::new();
+        let mut on = |event| {
+            let mut actions = Vec::new();
+            partition.on(Duration::ZERO, event, &mut actions);
+            while partition.wants_slot() {
+                partition.on(Duration::ZERO, Event::Slot, &mut actions);
+            }
+            actions.into_iter().filter_map(|action| match action {
+                Action::Invoke(call) => Some(call),
+                Action::Commit(_) | Action::Drained => None,
+            }).collect::<Vec<_>>()
+        };
+        for (offset, (key, _)) in (0..).zip(&keys) {
+            calls.extend(on(Event::Received(chunk(offset, &key.to_string()))));
+        }
+        let mut made = 0;
+        while let Some(call) = calls.pop() {
+            made += 1;
+            prop_assert!(made < 100 * keys.len(), "the halving ends");
+            for record in &call.records {
+                let charged = found.get(&record.record.offset()).copied().unwrap_or(0);
+                prop_assert_eq!((record.charged, record.tries), (charged, charged));
+            }
+            let bad = call.records.iter().any(|record| culprits.contains(&record.record.offset()));
+            let verdict = match (bad, call.records.len()) {
+                (false, _) => Verdict::Settled,
+                (true, 1) if call.records[0].charged == 2 => Verdict::Settled,
+                (true, 1) => {
+                    *found.entry(call.records[0].record.offset()).or_default() += 1;
+                    Verdict::Retry { after: Duration::ZERO, charge: true }
+                }
+                (true, _) => Verdict::Halve,
+            };
+            calls.extend(on(Event::Returned { call: call.id, verdicts: vec![verdict; call.records.len()] }));
+            calls.extend(on(Event::Timer));
+        }
+        prop_assert_eq!(found.keys().copied().collect::<Vec<_>>(), culprits);
+        prop_assert_eq!(partition.committable(), Some(keys.len() as Offset));
+    }
+}
+
 /// The naive model: every record with its key, whether it runs and whether it is settled.
 struct Model {
     partition: Partition,
@@ -447,6 +580,7 @@ struct Model {
     keys: BTreeMap<Offset, u8>,
     settled: BTreeMap<Offset, bool>,
     running: Vec<(CallId, Vec<Offset>)>,
+    stopped: Option<Offset>,
     committed: Offset,
     revoked: bool,
     drained: bool,
@@ -462,6 +596,7 @@ impl Default for Model {
             keys: BTreeMap::new(),
             settled: BTreeMap::new(),
             running: Vec::new(),
+            stopped: None,
             committed: 0,
             revoked: false,
             drained: false,
@@ -518,12 +653,16 @@ impl Model {
                 0 => Verdict::Retry { after: Duration::from_millis(50), charge: true },
                 1 => Verdict::Halve,
                 2 => Verdict::Untouched,
+                3 => Verdict::Stop,
                 _ => Verdict::Settled,
             };
             if verdict == Verdict::Settled {
                 self.settled.insert(*offset, true);
             } else {
                 blocked.push(lane);
+            }
+            if verdict == Verdict::Stop {
+                self.stopped = Some(self.stopped.map_or(*offset, |stopped| stopped.min(*offset)));
             }
             verdicts.push(verdict);
         }
@@ -566,6 +705,7 @@ impl Model {
     fn invoked(&mut self, call: &Call) {
         let offsets: Vec<Offset> = call.records.iter().map(|record| record.record.offset()).collect();
         assert!(offsets.is_sorted(), "LANE-1: in offset order");
+        assert!(self.stopped.is_none_or(|stopped| offsets.iter().all(|offset| *offset < stopped)), "STOP-1");
         for offset in &offsets {
             let lane = self.lane(*offset);
             let busy = self.running.iter().flat_map(|(_, running)| running).any(|other| self.lane(*other) == lane);
@@ -579,9 +719,16 @@ impl Model {
         self.running.push((call.id, offsets));
     }
 
-    fn revoke(mut self) {
+    fn resume(&mut self) {
+        // What lies before a stop is worked off without it.
         self.now += Duration::from_secs(1);
         self.on(Event::Timer);
+        self.stopped = None;
+        self.on(Event::Resumed);
+    }
+
+    fn revoke(mut self) {
+        self.resume();
         let touched = self.running.iter().flat_map(|(_, offsets)| offsets).copied().max();
         let touched = touched.max(self.settled.iter().rev().find(|(_, settled)| **settled).map(|(offset, _)| *offset));
         self.revoked = true;
@@ -600,6 +747,7 @@ impl Model {
 
     /// LANE-2 and OFF-3: when everything returns settled, everything was run and the frontier is at the end.
     fn finish(mut self) {
+        self.resume();
         for _ in 0..100_000 {
             self.now += Duration::from_millis(50);
             self.on(Event::Timer);

@@ -101,6 +101,9 @@ const PRODUCER_DEFAULTS: &[(&str, &str)] = &[
     ("linger.ms", "5"),
     ("queue.buffering.max.messages", "200000"),
     ("queue.buffering.max.kbytes", "131072"),
+    // How large a record may be is for the broker and the topic to say. librdkafka's 1 MB is less than brokers take from
+    // others, so that such a record's dead letter could not be sent, whatever its topic takes. Nothing larger is read.
+    ("message.max.bytes", "100000000"),
     // How long a record waits for a topic that nobody knows.
     ("topic.metadata.propagation.max.ms", "10000"),
 ];

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, poll};
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::TopicError;
 use super::file::{Entry, Format, InvalidFile, Source};
 use crate::broker::{Outgoing, Position, Producer, SendError, WhenFull};
+use crate::cli::progress::{self, ProgressBar};
 
 /// So many records are sent together.
 const BATCH_RECORDS: usize = 1000;
@@ -60,7 +60,7 @@ pub(super) async fn produce(producer: &dyn Producer, args: &ProduceArgs) -> Resu
         tokio::task::spawn_blocking(move || check(&source))
     };
     let total = checking.await.map_err(std::io::Error::other)??;
-    let bar = ProgressBar::new(total).with_style(style());
+    let bar = progress::bar(total, "records");
     let stored = send(producer, &args.topic.as_str().into(), &source, &bar).await;
     bar.finish_and_clear();
     stored
@@ -68,7 +68,7 @@ pub(super) async fn produce(producer: &dyn Producer, args: &ProduceArgs) -> Resu
 
 /// Reads the whole file, and counts its records if all are right.
 fn check(source: &Source) -> Result<u64, InvalidFile> {
-    let bar = ProgressBar::new_spinner().with_message("checking the file");
+    let bar = progress::spinner("checking the file");
     let mut total = 0;
     for entry in source.entries()? {
         entry?;
@@ -147,9 +147,4 @@ async fn begin<'a>(producer: &'a dyn Producer, topic: &Arc<str>, batch: Vec<Entr
         std::task::Poll::Pending => sending,
     };
     Batch { lines, answered }
-}
-
-fn style() -> ProgressStyle {
-    ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} records, {per_sec}, {eta} left")
-        .expect("the template is one that indicatif knows")
 }

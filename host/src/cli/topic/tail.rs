@@ -4,13 +4,12 @@ use std::collections::VecDeque;
 use std::str::FromStr;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use serde_json::{Value, json};
+use serde_json::json;
 use tidemill_core::record::{Offset, Record};
 
 use super::TopicError;
 use crate::broker::{Admin, PartitionInfo};
+use crate::cli::text::{shown, time_of, value_of};
 
 /// So many records are fetched at a time.
 const FETCH_RECORDS: usize = 500;
@@ -167,11 +166,6 @@ impl Cursor {
     }
 }
 
-fn time_of(record: &Record) -> Option<String> {
-    let time = jiff::Timestamp::from_millisecond(record.timestamp().millis()?).ok()?;
-    Some(format!("{time:.3}"))
-}
-
 fn json_line(partition: i32, record: &Record) -> String {
     let headers: Vec<_> = record
         .headers()
@@ -188,14 +182,6 @@ fn json_line(partition: i32, record: &Record) -> String {
     .to_string()
 }
 
-fn value_of(bytes: Option<&[u8]>) -> Value {
-    match bytes.map(|bytes| (std::str::from_utf8(bytes), bytes)) {
-        None => Value::Null,
-        Some((Ok(text), _)) => text.into(),
-        Some((Err(_), bytes)) => json!({"base64": STANDARD.encode(bytes)}),
-    }
-}
-
 fn text_line(partition: i32, record: &Record) -> String {
     let time = time_of(record).unwrap_or_else(|| "-".to_owned());
     let mut line = format!("{partition}/{} {time} {} {}", record.offset(), shown(record.key()), shown(record.value()));
@@ -203,16 +189,4 @@ fn text_line(partition: i32, record: &Record) -> String {
         line.push_str(&format!(" {}={}", shown(Some(header.name)), shown(header.value)));
     }
     line
-}
-
-/// Bytes for people: text as it is, but in one line.
-fn shown(bytes: Option<&[u8]>) -> String {
-    match bytes.map(|bytes| (std::str::from_utf8(bytes), bytes)) {
-        None => "null".to_owned(),
-        Some((Ok(""), _)) => "\"\"".to_owned(),
-        Some((Ok(text), _)) => {
-            text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
-        }
-        Some((Err(_), bytes)) => format!("base64:{}", STANDARD.encode(bytes)),
-    }
 }

@@ -23,8 +23,12 @@ impl Handler for Books {
                 open.delivery().execute(insert, params).await.expect("booked");
             }
             attempt.effects.open = Some(open);
-            Called { revision: "cafe".into(), took: Duration::ZERO, outcomes: (self.0)(&attempt.records) }
+            Called { revision: self.revision(), took: Duration::ZERO, outcomes: (self.0)(&attempt.records) }
         })
+    }
+
+    fn revision(&self) -> Arc<str> {
+        "cafe".into()
     }
 }
 
@@ -71,7 +75,8 @@ impl Bank {
     fn join(&self, world: &World, records_max: usize, ends: Box<Ends>) -> Joined {
         let metrics = Metrics::new().handler("h");
         let policy = RetryPolicy::new(100, Duration::ZERO, Duration::from_millis(1)).expect("valid");
-        let letters = DeadLetters { handler: "h".into(), group: GROUP.into(), topic: None };
+        let letters =
+            DeadLetters { handler: "h".into(), group: GROUP.into(), topic: None, headers: HeaderStyle::Native };
         let producer = world.broker.producer(&BTreeMap::new()).expect("a producer");
         let settler = Settler::new(producer, policy, letters, Arc::clone(&metrics));
         let config = Config {

@@ -1,9 +1,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tidemill_core::record::{ChunkBuilder, HeaderRef, Record};
+use tidemill_core::record::redriven::{ID, TO};
+use tidemill_core::record::{ChunkBuilder, HeaderRef, Record, TopicPartition};
 
 use super::*;
+use crate::attempt::{Attempt, Guarantee};
 
 const DENIED: &str = "access-denied";
 
@@ -17,12 +19,12 @@ fn read_of(given: &[u8], records: &[CallRecord]) -> Result<Vec<Outcome>, CallErr
     let topics = BTreeSet::from([Arc::from("t")]);
     let rules = Rules { topics: &topics, reason_bytes_max: 10, something_is_away: false };
     let mut written = Records::default();
-    written.write(records).expect("they are small");
+    written.write("a", records).expect("they are small");
     outcomes(&rules, given.to_vec(), records, &written)
 }
 
 fn call_record(record: Record, tries: u32) -> CallRecord {
-    CallRecord { record, lane: 0, tries, charged: 0 }
+    CallRecord { record, lane: 0, tries, charged: 0, age: Duration::ZERO }
 }
 
 /// One outcome of each kind; the same bytes as in the SDK's test.
@@ -48,7 +50,7 @@ fn records_are_written_as_the_contract_says() {
     let records: Vec<_> = Arc::new(chunk.build()).records().zip([1, 0]).collect();
     let records: Vec<_> = records.into_iter().map(|(record, tries)| call_record(record, tries)).collect();
     let mut written = Records { bytes: b"what was there".to_vec(), places: vec![Place { key: 1, value: 2 }] };
-    written.write(&records).expect("they are small");
+    written.write("a", &records).expect("they are small");
     let expected = [
         &2_u32.to_le_bytes()[..],
         &[0xff; 4],
@@ -69,6 +71,26 @@ fn records_are_written_as_the_contract_says() {
         &[0, 0, 0, 0],
     ];
     assert_eq!(written.bytes(), expected.concat());
+}
+
+#[test]
+fn a_redriven_record_is_written_with_its_first_id() {
+    let attempt = redriven();
+    let mut written = Records::default();
+    written.write(&attempt.from.topic, &attempt.records).expect("they are small");
+    assert_eq!(written.bytes()[4..][..11], [&[7, 0, 0, 0][..], b"a/9/3/1"].concat());
+    let ids = super::super::convert::Ids::new(&attempt);
+    assert_eq!((ids.get(0), ids.get(1)), ("a/9/3/1", "a/1/8/6"), "the typed form says the same");
+}
+
+/// A record that was sent again, and one that was not.
+fn redriven() -> Attempt {
+    let mut chunk = ChunkBuilder::default();
+    let header = |name: &'static str, value: &'static [u8]| HeaderRef { name: name.as_bytes(), value: Some(value) };
+    chunk.push(7, Timestamp::Create(5), None, None, [header(ID, b"a/9/3/1"), header(TO, b"a")]);
+    chunk.push(8, Timestamp::Create(6), None, None, []);
+    let records = Arc::new(chunk.build()).records().map(|record| call_record(record, 0));
+    Attempt::new(TopicPartition::new("a", 1), 1, records.collect(), Guarantee::AtLeastOnce, Duration::from_secs(1))
 }
 
 #[test]
@@ -143,7 +165,7 @@ fn what_a_guest_passes_on_is_a_part_of_the_delivered_records() {
     chunk.push(8, Timestamp::None, None, Some(b"other"), []);
     let records: Vec<_> = Arc::new(chunk.build()).records().map(|record| call_record(record, 0)).collect();
     let mut written = Records::default();
-    written.write(&records).expect("they are small");
+    written.write("a", &records).expect("they are small");
     let at = |text: &str| {
         let found = written.bytes().windows(text.len()).position(|window| window == text.as_bytes());
         found.expect("the records hold it") as u32

@@ -331,7 +331,7 @@ fn written(records: &str, deadline: Duration) -> Attempt {
             .map_or((text, 0), |(text, tries)| (text, tries.parse().expect("the test writes a number")));
         let (key, value) = text.split_once(':').expect("the test writes a key and a value");
         let record = Record::single(offset as i64, bytes(key), bytes(value));
-        CallRecord { record, lane: 0, tries, charged: tries }
+        CallRecord { record, lane: 0, tries, charged: tries, age: Duration::ZERO }
     };
     of_orders(records.split_whitespace().enumerate().map(record).collect(), deadline)
 }
@@ -351,7 +351,8 @@ fn odd_records() -> Attempt {
     chunk.push(9, Timestamp::LogAppend(-1), Some(b""), None, []);
     chunk.push(i64::MAX, Timestamp::None, Some(b"\0\xff"), Some(b"\xff\xfe\0\n\""), [header("h", Some(b"h"))]);
     let records = Arc::new(chunk.build()).records().zip([0, 3, 0]);
-    let records = records.map(|(record, tries)| CallRecord { record, lane: 0, tries, charged: tries });
+    let records =
+        records.map(|(record, tries)| CallRecord { record, lane: 0, tries, charged: tries, age: Duration::ZERO });
     of_orders(records.collect(), PLENTY)
 }
 

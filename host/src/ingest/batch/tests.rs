@@ -120,6 +120,7 @@ fn a_wrong_envelope_is_named() {
         ("{\"value\":1,\"partition\":\"1\"}", "`partition` that is not a partition's number"),
         ("{\"value\":1,\"timestamp_ms\":1.5}", "`timestamp_ms` that is not milliseconds"),
         ("{\"value\":1,\"headers\":{\"a\":1}}", "`headers` that is not an object of texts"),
+        ("{\"value\":1,\"headers\":{\"tidemill.redriven.id\":\"a\"}}", "a header `tidemill.redriven.id`"),
         ("{\"value\":1,\"headers\":[]}", "`headers` that is not an object of texts"),
         ("1", "no JSON object"),
     ] {

@@ -90,14 +90,14 @@ fn a_revoked_partition_calls_what_is_committed_and_nothing_else() {
 fn a_pause_lets_what_is_committed_run_and_commits_no_more() {
     check(
         1,
-        "recv 1 a, recv 2 b, pause, commit 2, done 1, resume, commit 3, done 2",
+        "recv 1 a, recv 2 b, pause, commit 2, done 1, unpause, commit 3, done 2",
         expect![[r#"
             recv 1 a -> commit 2
             recv 2 b ->
             pause    ->
             commit 2 -> invoke 1
             done 1   ->
-            resume   -> commit 3
+            unpause  -> commit 3
             commit 3 -> invoke 2
             done 2   ->
         "#]],
