@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tidemill_core::lanes::LaneId;
 use tidemill_core::partition::{CallRecord, Verdict};
-use tidemill_core::record::Offset;
+use tidemill_core::record::{Offset, TopicPartition};
 use tidemill_core::retry::{Class, Decision, Exhausted, Failed, RetryPolicy};
 
 pub use self::dead_letter::DeadLetters;
@@ -280,7 +280,8 @@ impl Settler {
                     },
                 )),
                 Decision::End(Exhausted::Drop) => {
-                    self.dropped(case, index, &failure, failed.charged);
+                    let Case { attempt, revision, .. } = case;
+                    self.tell_of_drop(&attempt.from, &attempt.records[index], revision, &failure, failed.charged);
                     verdicts.set(index, Verdict::Settled);
                 }
                 Decision::End(Exhausted::Stop) => {
@@ -338,13 +339,19 @@ impl Settler {
         );
     }
 
-    fn dropped(&self, case: Case<'_>, index: usize, failure: &Failure, attempts: u32) {
+    fn tell_of_drop(
+        &self,
+        from: &TopicPartition,
+        record: &CallRecord,
+        revision: &str,
+        failure: &Failure,
+        attempts: u32,
+    ) {
         self.metrics.dropped(failure.class).inc();
         tracing::warn!(
-            handler = &*self.dead_letters.handler, from = %case.attempt.from,
-            offset = case.attempt.records[index].record.offset(), class = failure.class.name(),
-            code = failure.reason.code, attempts, revision = crate::attempt::short(case.revision),
-            "a record is dropped, as `retry.exhausted` says"
+            handler = &*self.dead_letters.handler, %from, offset = record.record.offset(),
+            class = failure.class.name(), code = failure.reason.code, attempts,
+            revision = crate::attempt::short(revision), "a record is dropped, as `retry.exhausted` says"
         );
     }
 }

@@ -16,11 +16,11 @@ fn every_field_is_told_and_null_is_not_empty() -> Result<()> {
         .collect::<Result<_, _>>()?;
     let expected = json!([
         {
-            "id": "test/0/0/0", "topic": "test", "partition": 0, "offset": 0, "timestamp_type": "none", "timestamp_ms": null,
+            "id": "test/0/0/0", "topic": "test", "partition": 0, "offset": 0, "timestamp_type": "create-time", "timestamp_ms": 0,
             "key": "", "value": "00ff", "headers": [["h", "31"], ["h", "fe"]], "attempt": 3,
         },
         {
-            "id": "test/0/1/0", "topic": "test", "partition": 0, "offset": 1, "timestamp_type": "none", "timestamp_ms": null,
+            "id": "test/0/1/0", "topic": "test", "partition": 0, "offset": 1, "timestamp_type": "create-time", "timestamp_ms": 0,
             "key": null, "value": null, "headers": [], "attempt": 1,
         },
     ]);

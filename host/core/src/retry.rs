@@ -44,6 +44,10 @@ impl Class {
     }
 }
 
+/// Longest back-off of what costs no attempt. Records that wait for a dependency flow again so soon after it is back, and a
+/// lane that asks every other second is no burden to it.
+const FREE_DELAY_MAX: Duration = Duration::from_secs(2);
+
 /// What becomes of a record that is not tried again, whether its budget is spent or it was refused for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Exhausted {
@@ -178,7 +182,7 @@ impl RetryPolicy {
             // What costs no attempt has no other end than its delay.
             Some(asked) if !charges => asked.clamp(self.delay_min, self.delay_max),
             Some(asked) => asked.min(self.delay_max),
-            None => self.back_off(tries).mul_f64(0.5 + dice.clamp(0.0, 1.0) / 2.0),
+            None => self.back_off(class, tries).mul_f64(0.5 + dice.clamp(0.0, 1.0) / 2.0),
         };
         Decision::RetryAfter(match self.age_max {
             Some(age_max) if charges => delay.min(age_max.saturating_sub(age)),
@@ -186,10 +190,12 @@ impl RetryPolicy {
         })
     }
 
-    /// `delay_min`, doubled with each failure in a row, up to `delay_max`.
-    fn back_off(&self, tries: u32) -> Duration {
+    /// `delay_min`, doubled with each failure in a row, up to `delay_max`; what costs no attempt does not wait longer than
+    /// [`FREE_DELAY_MAX`] for that.
+    fn back_off(&self, class: Class, tries: u32) -> Duration {
         let doublings = tries.saturating_sub(1).min(31);
-        self.delay_min.saturating_mul(1 << doublings).min(self.delay_max)
+        let cap = if self.charges(class) { self.delay_max } else { FREE_DELAY_MAX.max(self.delay_min) };
+        self.delay_min.saturating_mul(1 << doublings).min(cap).min(self.delay_max)
     }
 }
 

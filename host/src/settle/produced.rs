@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tidemill_core::partition::{CallRecord, Verdict};
 use tidemill_core::record::{Offset, TopicPartition};
+use tidemill_core::retry::Exhausted;
 use tidemill_core::transaction::Item;
 
 use super::letter::{Dead, Size};
@@ -88,14 +89,24 @@ impl Settler {
         self.metrics.outputs.inc_by(outputs as u64);
     }
 
-    /// A record's output was refused: its dead letter takes the place of an output that no broker will take.
+    /// A record's output was refused: what the policy says takes the place of an output that no broker will take.
     pub(crate) fn refused(&self, from: &TopicPartition, produced: &mut Produced, error: &SendError) -> Refusal {
         let Produced { outputs, record, revision, letter } = produced;
         let next = match letter.take() {
             None => {
                 let failure = output_failure(error);
                 let attempts = record.charged + 1;
-                failure.class.is_final().then_some(Letter { failure, attempts, size: Size::Whole })
+                match self.policy.end() {
+                    _ if !failure.class.is_final() => None,
+                    Exhausted::DeadLetter => Some(Letter { failure, attempts, size: Size::Whole }),
+                    Exhausted::Drop => {
+                        self.tell_of_drop(from, record, revision, &failure, attempts);
+                        outputs.clear();
+                        return Refusal::Replaced;
+                    }
+                    // Its partition stands still, as it should.
+                    Exhausted::Stop => None,
+                }
             }
             // A letter whose record filled the broker's limit goes without what was added for people.
             Some(whole) if matches!(error, SendError::TooLarge(_)) && whole.size == Size::Whole => {

@@ -191,6 +191,22 @@ async fn a_refused_output_gives_way_to_its_records_letter_or_waits_and_so_does_a
 }
 
 #[tokio::test]
+async fn a_refused_output_ends_its_record_as_the_policy_says() {
+    for (end, refusal, outputs, dropped) in
+        [(Exhausted::Drop, Refusal::Replaced, 0, 1), (Exhausted::Stop, Refusal::Waits, 1, 0)]
+    {
+        let world = World::with(vec![], policy().exhausted(end));
+        let attempt = in_transaction("a");
+        let mut settlement = world.settler.settle(&attempt, called(Ok(vec![ack(1)]))).await;
+        let produced = &mut settlement.produced[0];
+        let error = SendError::TooLarge("1 MiB".to_owned());
+        assert_eq!(world.settler.refused(&attempt.from, produced, &error), refusal, "{end:?}");
+        assert_eq!(produced.outputs.len(), outputs, "{end:?}");
+        assert_eq!(world.metrics.dropped(Class::Malformed).get(), dropped, "{end:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_dropped_record_is_settled_and_counted_and_nothing_is_written() {
     let world = World::with(vec![], policy().exhausted(Exhausted::Drop));
     let outcomes = vec![never("bad"), ack(1), retry(false)];

@@ -47,6 +47,8 @@ fn a_spent_budget_ends_as_the_policy_says() {
 #[test]
 fn an_unavailable_dependency_costs_nothing_however_long() {
     let away = Failed { charged: 1, age: 1000 * SECOND, ..failed(Class::Unavailable, 1_000_000) };
+    let patient = RetryPolicy::new(1, Duration::from_millis(100), 30 * SECOND).expect("valid");
+    assert_eq!(patient.decide(away, 1.0), Decision::RetryAfter(2 * SECOND), "it flows again soon after it is back");
     let patient = policy(1).aged(Some(SECOND));
     assert_eq!(patient.decide(away, 1.0), Decision::RetryAfter(SECOND));
 }
