@@ -14,7 +14,8 @@ fn handle(record: Record, ctx: &mut Context) -> Result<()> {
     if record.value.as_deref() == Some(b"poison") {
         return dead_letter("poison", "the value is `poison`");
     }
-    let poison = record.headers.iter().find(|header| header.name == "poison").and_then(|header| header.value.as_deref());
+    let poison =
+        record.headers.iter().find(|header| header.name == "poison").and_then(|header| header.value.as_deref());
     match poison {
         Some(b"never") => return dead_letter("poison", "the header says so"),
         Some(b"retry") => return retry("poison", format_args!("attempt {} failed, as each will", record.attempt)),

@@ -11,6 +11,9 @@ use xtask::lab::kafka::Kafka;
 use xtask::lab::postgres::Postgres;
 use xtask::lab::wait;
 
+/// How long a cluster may take to agree after a node has gone.
+const SETTLED: Duration = Duration::from_secs(30);
+
 #[test]
 fn what_is_written_to_a_topic_is_read_from_it_byte_for_byte() -> Result<()> {
     let _machine = servers::in_company();
@@ -44,7 +47,10 @@ fn a_cluster_of_three_serves_on_when_a_node_is_killed_and_takes_it_back() -> Res
     topics::produce(&kafka.bootstrap(), &topic, &records)?;
     kafka.start(2)?;
     kafka.stop(3)?;
-    assert_eq!(topics::read(&kafka.bootstrap(), &topic)?.len(), 6);
+    // A new leader learns only from the others how far the log is stored, and shows no record beyond that.
+    wait::until("all records to be there", SETTLED, || {
+        Ok((topics::read(&kafka.bootstrap(), &topic)?.len() == 6).then_some(()))
+    })?;
     kafka.start(3)?;
     kafka.pause(1)?;
     kafka.resume(1)?;
