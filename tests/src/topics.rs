@@ -104,8 +104,12 @@ pub fn configure(bootstrap: &str, topic: &str, property: &str, value: &str) -> R
 /// Writes records to a topic and returns once all are acknowledged. A partition below 0 leaves it to the key.
 pub fn produce(bootstrap: &str, topic: &str, records: &[Kept]) -> Result<()> {
     let mut config = config(bootstrap);
-    // How large a record may be is for the topic to say.
-    config.set("partitioner", "murmur2_random").set("linger.ms", "5").set("message.max.bytes", "10000000");
+    // Each once, also when a request times out. How large a record may be is for the topic to say.
+    config
+        .set("enable.idempotence", "true")
+        .set("partitioner", "murmur2_random")
+        .set("linger.ms", "5")
+        .set("message.max.bytes", "10000000");
     let producer: BaseProducer = config.create()?;
     for kept in records {
         let mut record = BaseRecord::<[u8], [u8]>::to(topic).headers(raw_headers::to_owned_headers(&kept.headers));
