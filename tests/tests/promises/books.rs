@@ -19,7 +19,7 @@ use xtask::lab::wait;
 
 use super::ledgers::{self as books, Books, Errors};
 
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_secs(300);
 const PARTITIONS: i32 = 4;
 /// A killed or frozen member is missed soon, and a transaction that it left open does not hold its locks for long.
 const MANIFEST: &str = "\
