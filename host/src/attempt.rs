@@ -75,8 +75,9 @@ impl Attempt {
         records: Vec<CallRecord>,
         guarantee: Guarantee,
         deadline: Duration,
+        revoked: CancellationToken,
     ) -> Self {
-        let (revoked, effects) = (CancellationToken::new(), Effects::default());
+        let effects = Effects::default();
         Self { from, epoch, records, deadline, delivery: "live", guarantee, owner: None, revoked, effects }
     }
 }

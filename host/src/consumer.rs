@@ -448,7 +448,7 @@ impl<B: Broker> Group<B> {
 impl Assigned {
     /// What it may commit: nothing once somebody else owns the partition.
     fn frontier(&self) -> Option<progress::Frontier> {
-        let fenced = self.owner.as_ref().is_some_and(|owner| owner.fenced_since().is_some());
+        let fenced = self.owner.as_ref().is_some_and(|owner| owner.is_fenced());
         if fenced { None } else { self.progress.frontier() }
     }
 }

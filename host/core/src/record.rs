@@ -216,7 +216,7 @@ impl Chunk {
     }
 
     /// Its records, in the order of their offsets.
-    pub fn records(self: &Arc<Self>) -> impl ExactSizeIterator<Item = Record> + use<> {
+    pub fn records(self: &Arc<Self>) -> impl ExactSizeIterator<Item = Record> + DoubleEndedIterator + use<> {
         let chunk = Arc::clone(self);
         (0..self.entries.len() as u32).map(move |index| Record { chunk: Arc::clone(&chunk), index })
     }

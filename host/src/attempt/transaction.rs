@@ -76,6 +76,11 @@ impl Ownership {
         &self.database
     }
 
+    /// Whether it is known that somebody else owns the row.
+    pub fn is_fenced(&self) -> bool {
+        self.fenced_since().is_some()
+    }
+
     /// Since when it is known that somebody else owns the row.
     pub fn fenced_since(&self) -> Option<Instant> {
         self.fenced.get().copied()

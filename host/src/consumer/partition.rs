@@ -116,11 +116,13 @@ impl<R: Reader> Task<R> {
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.pause();
         while !self.drained && !self.is_fenced() {
-            self.start_calls();
-            let timer = self.machine.next_timer().map(|at| self.origin + at);
-            let (records, bytes) = self.room();
-            let full = records > 0 && bytes == 0;
             let waits = self.outbox_is_full();
+            if !waits {
+                self.start_calls();
+            }
+            let timer = self.machine.next_timer().map(|at| self.origin + at);
+            let (records, bytes) = if waits { (0, 0) } else { self.room() };
+            let full = records > 0 && bytes == 0;
             let outbox = self.outbox.as_deref();
             let slots = &self.parts.slots;
             tokio::select! {
@@ -164,7 +166,7 @@ impl<R: Reader> Task<R> {
 
     /// Whether somebody else owns the partition: nothing that is done here will ever count.
     fn is_fenced(&self) -> bool {
-        self.owner.as_ref().is_some_and(|owner| owner.fenced_since().is_some())
+        self.owner.as_ref().is_some_and(|owner| owner.is_fenced())
     }
 
     /// Tells that the partition stands still, at once and then every while, and lets it go on once another revision is live.
@@ -199,9 +201,6 @@ impl<R: Reader> Task<R> {
     /// How much to read now. A nearly full partition is left alone, so that records are not taken one by one.
     fn room(&self) -> (usize, usize) {
         let bounds = &self.config.bounds;
-        if self.outbox_is_full() {
-            return (0, 0);
-        }
         let records = self.machine.room();
         let worthwhile = bounds.call_records_max.min(bounds.records_max / 2).max(1);
         if Fault::DropOnFull.is_on() {
@@ -231,26 +230,25 @@ impl<R: Reader> Task<R> {
         }
         self.parts.metrics.received_records.inc_by(chunk.len() as u64);
         self.parts.metrics.received_bytes.inc_by(chunk.bytes() as u64);
-        if let Some(last) = chunk.records().last() {
+        let (first, last) = (chunk.records().next(), chunk.records().next_back());
+        if let Some(last) = &last {
             self.made.push_back((last.offset(), last.timestamp().millis()));
         }
         if Fault::DropOnFull.is_on() && self.machine.room() < chunk.len() {
             return;
         }
-        if let (Some(outbox), Some(first)) = (&self.outbox, chunk.records().next()) {
+        if let (Some(outbox), Some(first)) = (&self.outbox, first) {
             outbox.begin(first.offset());
         }
-        let last = chunk.records().last().map(|record| record.offset());
         self.on(Event::Received(chunk));
         if let (true, Some(last)) = (Fault::CommitBeforeSuccess.is_on(), last) {
-            self.progress.set_committable(last + 1);
+            self.progress.set_committable(last.offset() + 1);
         }
     }
 
     /// Starts calls while there are records and slots to spare.
     fn start_calls(&mut self) {
         while self.machine.wants_slot()
-            && !self.outbox_is_full()
             && let Ok(slot) = Arc::clone(&self.parts.slots).try_acquire_owned()
         {
             self.start_call(slot);
@@ -325,8 +323,9 @@ impl<R: Reader> Task<R> {
         let in_flight = InFlight::new(&parts.metrics, records);
         let from = self.progress.from.clone();
         let Config { guarantee, call_deadline, .. } = self.config;
-        let attempt = Attempt::new(from.clone(), self.progress.epoch, call.records, guarantee, call_deadline);
-        let attempt = Attempt { owner: self.owner.clone(), revoked: self.revoked.clone(), ..attempt };
+        let (epoch, revoked) = (self.progress.epoch, self.revoked.clone());
+        let mut attempt = Attempt::new(from.clone(), epoch, call.records, guarantee, call_deadline, revoked);
+        attempt.owner = self.owner.clone();
         self.calls.spawn(async move {
             let run = attempt::run(&*parts.handler, &parts.settler, attempt, slot);
             let settlement = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {

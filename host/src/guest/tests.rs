@@ -14,6 +14,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tidemill_core::partition::CallRecord;
 use tidemill_core::record::{Record, TopicPartition};
+use tokio_util::sync::CancellationToken;
 
 use self::odd::Odd;
 use super::check::Plan;
@@ -101,7 +102,14 @@ fn attempt(records: usize, deadline: Duration) -> Attempt {
         CallRecord { record, lane: 0, tries: 0, charged: 0, age: Duration::ZERO }
     };
     let records = (0..records as i64).map(record).collect();
-    Attempt::new(TopicPartition::new("orders", 0), 1, records, Guarantee::AtLeastOnce, deadline)
+    Attempt::new(
+        TopicPartition::new("orders", 0),
+        1,
+        records,
+        Guarantee::AtLeastOnce,
+        deadline,
+        CancellationToken::new(),
+    )
 }
 
 /// Calls with so many records and plenty of time.

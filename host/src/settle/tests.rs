@@ -8,6 +8,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use tidemill_core::partition::{CallRecord, Verdict};
 use tidemill_core::record::{ChunkBuilder, HeaderRef, Record, Timestamp, TopicPartition};
 use tidemill_core::retry::{Class, RetryPolicy, Unavailable};
+use tokio_util::sync::CancellationToken;
 
 use super::letter::HeaderStyle;
 use super::*;
@@ -493,7 +494,14 @@ fn attempt(keys: &str) -> Attempt {
             age: Duration::ZERO,
         }
     });
-    Attempt::new(TopicPartition::new("in", 0), 1, records.collect(), Guarantee::AtLeastOnce, Duration::from_secs(1))
+    Attempt::new(
+        TopicPartition::new("in", 0),
+        1,
+        records.collect(),
+        Guarantee::AtLeastOnce,
+        Duration::from_secs(1),
+        CancellationToken::new(),
+    )
 }
 
 fn in_transaction(keys: &str) -> Attempt {

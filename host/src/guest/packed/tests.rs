@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use tidemill_core::record::redriven::{ID, TO};
 use tidemill_core::record::{ChunkBuilder, HeaderRef, Record, TopicPartition};
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::attempt::{Attempt, Guarantee};
@@ -90,7 +91,14 @@ fn redriven() -> Attempt {
     chunk.push(7, Timestamp::Create(5), None, None, [header(ID, b"a/9/3/1"), header(TO, b"a")]);
     chunk.push(8, Timestamp::Create(6), None, None, []);
     let records = Arc::new(chunk.build()).records().map(|record| call_record(record, 0));
-    Attempt::new(TopicPartition::new("a", 1), 1, records.collect(), Guarantee::AtLeastOnce, Duration::from_secs(1))
+    Attempt::new(
+        TopicPartition::new("a", 1),
+        1,
+        records.collect(),
+        Guarantee::AtLeastOnce,
+        Duration::from_secs(1),
+        CancellationToken::new(),
+    )
 }
 
 #[test]

@@ -357,7 +357,14 @@ fn odd_records() -> Attempt {
 }
 
 fn of_orders(records: Vec<CallRecord>, deadline: Duration) -> Attempt {
-    Attempt::new(TopicPartition::new("orders", 3), 1, records, Guarantee::AtLeastOnce, deadline)
+    Attempt::new(
+        TopicPartition::new("orders", 3),
+        1,
+        records,
+        Guarantee::AtLeastOnce,
+        deadline,
+        CancellationToken::new(),
+    )
 }
 
 /// A database with the tables of one guest.
