@@ -291,7 +291,6 @@ impl<B: Broker> Fleet<B> {
         let membership = Arc::clone(&running.membership);
         if self.parts.pauses.has(name) {
             membership.pause(true);
-            metrics.paused.set(1);
             tracing::warn!(
                 handler = name,
                 "the handler is paused, as an operator wants it; `tidemill resume {name}` lets it go on"
@@ -302,7 +301,7 @@ impl<B: Broker> Fleet<B> {
             spec.consumer.clone(),
             Arc::clone(&running.live) as Arc<dyn crate::guest::Handler>,
             settler,
-            metrics,
+            Arc::clone(&metrics),
             membership,
             Arc::clone(&self.parts.budget),
         );
@@ -313,7 +312,7 @@ impl<B: Broker> Fleet<B> {
             spec: spec.clone(),
             dead_letters,
             membership: Arc::clone(&running.membership),
-            metrics: self.parts.metrics.handler(name),
+            metrics: Arc::clone(&metrics),
             told: BTreeMap::new(),
         };
         // Without one the broker is away, which others report.
@@ -331,7 +330,9 @@ impl<B: Broker> Fleet<B> {
         let membership = Arc::clone(&running.membership);
         self.roster.insert(name, running, task);
         // A command that came in between has found nobody to tell.
-        membership.pause(self.parts.pauses.has(name));
+        let paused = self.parts.pauses.has(name);
+        membership.pause(paused);
+        metrics.paused.set(i64::from(paused));
     }
 
     /// One for all handlers: it has connections of its own.

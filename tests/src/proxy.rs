@@ -20,7 +20,7 @@ const CHUNK_BYTES: usize = 64 << 10;
 pub enum Link {
     /// They go through.
     Open,
-    /// They go through after so long; what follows is not held up further.
+    /// They go through after so long; what comes during such a wait waits once more.
     Slow(Duration),
     /// Connections stay open, take everything and carry nothing, as behind a router that was switched off. Those that
     /// have lost bytes so are reset when the link is back.

@@ -167,6 +167,16 @@ impl Scenario {
         Ok(Evidence { sent, stored, dead, commits, ..Evidence::default() })
     }
 
+    /// How many records are stored that the group has not committed: what comes again after a crash now.
+    pub fn stored_and_not_committed(&self) -> Result<usize> {
+        let committed = topics::committed(&self.bootstrap, &self.handler, &self.topic)?;
+        let above = self.sink.stored()?.into_iter().filter(|stored| {
+            let partition = usize::try_from(stored.place.partition).expect("a partition is not negative");
+            stored.place.offset >= committed[partition].unwrap_or(0)
+        });
+        Ok(above.count())
+    }
+
     /// Asks the judge, and says what it counted.
     pub fn judge(&self, commits: Vec<Commit>, repeats_max: usize) -> Result<Result<Summary, Faults>> {
         let verdict = checker::check(&self.evidence(commits)?, repeats_max);

@@ -80,7 +80,7 @@ pub fn delete_before(bootstrap: &str, topic: &str, partition: i32, offset: i64) 
     Ok(())
 }
 
-/// Deletes a topic, and waits until its name is free.
+/// Deletes a topic. Its name is free a moment later.
 pub fn delete(bootstrap: &str, topic: &str) -> Result<()> {
     let admin: AdminClient<DefaultClientContext> = config(bootstrap).create()?;
     let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
@@ -94,8 +94,8 @@ pub fn delete(bootstrap: &str, topic: &str) -> Result<()> {
 pub fn configure(bootstrap: &str, topic: &str, property: &str, value: &str) -> Result<()> {
     let admin: AdminClient<DefaultClientContext> = config(bootstrap).create()?;
     let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(property, value);
-    let changed = runtime()?.block_on(admin.alter_configs([&change], &AdminOptions::new()));
-    for result in changed? {
+    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+    for result in runtime()?.block_on(admin.alter_configs([&change], &options))? {
         result.map_err(|(_, code)| anyhow!("configure topic `{topic}`: {code}"))?;
     }
     Ok(())
@@ -239,17 +239,6 @@ fn assign_all(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<(
         assignment.add_partition_offset(topic, partition, Offset::Beginning)?;
     }
     Ok(consumer.assign(&assignment)?)
-}
-
-/// Changes a setting of a topic.
-pub fn set(bootstrap: &str, topic: &str, key: &str, value: &str) -> Result<()> {
-    let admin: AdminClient<DefaultClientContext> = config(bootstrap).create()?;
-    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(key, value);
-    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
-    for changed in runtime()?.block_on(admin.alter_configs(&[change], &options))? {
-        changed.map_err(|(_, code)| anyhow!("set `{key}` of `{topic}`: {code}"))?;
-    }
-    Ok(())
 }
 
 /// Whether there is such a topic.

@@ -58,6 +58,7 @@ macro_rules! broker_contract {
             a_partition_starts_where_it_is_told
             groups_do_not_disturb_each_other
             a_topic_may_be_made_after_the_subscription
+            who_has_joined_misses_nothing_of_a_topic_that_is_made_later
             a_member_with_nothing_to_read_hears_that_it_has_joined
             members_share_the_partitions_and_take_over
             a_revoked_partition_goes_on_at_its_committed_offset

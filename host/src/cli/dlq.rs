@@ -152,7 +152,8 @@ impl Filter {
     /// The topics that are looked into.
     async fn topics(&self, admin: &dyn Admin, named: &BTreeSet<String>) -> Result<Vec<letters::Topic>, DlqError> {
         let mut topics = Vec::new();
-        for name in &self.topics {
+        // A topic that is named twice is looked into once.
+        for name in self.topics.iter().collect::<BTreeSet<_>>() {
             topics.extend(admin.topics(Some(name)).await?);
         }
         if self.topics.is_empty() {

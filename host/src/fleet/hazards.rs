@@ -8,7 +8,7 @@ use tidemill_core::hazards::{self, Hazard, Kept, Reach};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::topics;
+use super::topics::{self, Use};
 use crate::broker::{Admin, BrokerError};
 use crate::config::manifest::HandlerSpec;
 use crate::consumer::Membership;
@@ -59,8 +59,7 @@ impl Lookout {
     async fn look(&self, admin: &dyn Admin) -> Result<BTreeSet<Hazard>, BrokerError> {
         let mut found = BTreeSet::new();
         let mut partitions = 0;
-        let reads: BTreeSet<&String> = self.spec.consumer.subscription.topics.iter().collect();
-        for topic in topics::uses(&self.spec, &self.dead_letters).into_iter().map(|(topic, _)| topic) {
+        for (topic, purpose) in topics::uses(&self.spec, &self.dead_letters) {
             let Ok(infos) = admin.topics(Some(&topic)).await else { continue };
             let Some(settings) = admin.settings(&topic).await? else { continue };
             let Some(info) = infos.into_iter().next() else { continue };
@@ -70,7 +69,7 @@ impl Lookout {
                 replicas_min,
                 in_sync_min: settings.in_sync_min,
             }));
-            if !reads.contains(&topic) {
+            if purpose != Use::Reads {
                 continue;
             }
             partitions += info.partitions.len();

@@ -137,8 +137,9 @@ pub(super) fn letters_denied(stage: &mut Stage, _form: Form) -> Result<()> {
 /// The record fits into its own topic; its letter does not fit into the one for letters.
 pub(super) fn letter_too_large(stage: &mut Stage, _form: Form) -> Result<()> {
     let letters = stage.letters();
-    let limit =
-        |stage: &mut Stage, bytes: &str| topics::set(&stage.scenario.bootstrap, &letters, "max.message.bytes", bytes);
+    let limit = |stage: &mut Stage, bytes: &str| {
+        topics::configure(&stage.scenario.bootstrap, &letters, "max.message.bytes", bytes)
+    };
     limit(stage, "2000")?;
     let ballast = RawHeader::new("ballast", vec![b'x'; 4_000]);
     stalled(stage, "large", vec![ballast], |stage| limit(stage, "1048588"))

@@ -133,8 +133,8 @@ fn differences(sent: usize, values: &[Vec<u8>]) -> Differences {
         *counts.entry(String::from_utf8_lossy(value).into_owned()).or_default() += 1;
     }
     let missing = (0..sent).filter(|number| !counts.contains_key(&number.to_string())).collect();
-    let invented = |value: &str| value.parse::<usize>().is_ok_and(|number| number < sent);
-    let surplus = counts.into_iter().filter(|(value, count)| *count > 1 || !invented(value));
+    let was_sent = |value: &str| value.parse::<usize>().is_ok_and(|number| number < sent);
+    let surplus = counts.into_iter().filter(|(value, count)| *count > 1 || !was_sent(value));
     Differences { missing, surplus: surplus.map(|(value, count)| format!("{value}: {count}")).collect() }
 }
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 use tests::client::Load;
 use tests::host::{Host, Setup};
 use tests::scenario::Scenario;
-use tests::{servers, topics};
+use tests::servers;
 use xtask::lab::wait;
 
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -38,7 +38,7 @@ fn a_static_member_that_restarts_moves_no_partition_and_one_that_is_killed_is_re
     scenario.send(&one, &Load::batches("more", 2_000))?;
     wait::until("the victim to be amid a call", DEADLINE, || Ok(is_amid_a_call(&other)?.then_some(())))?;
     other.kill()?;
-    let repeats_max = stored_and_not_committed(&scenario)?;
+    let repeats_max = scenario.stored_and_not_committed()?;
     scenario.wait_until_committed(DEADLINE)?;
     let summary = scenario.judge(Vec::new(), repeats_max)??;
     assert_eq!(summary.stored, scenario.ledger.acked());
@@ -57,7 +57,7 @@ fn by_the_newer_protocol_a_killed_and_a_terminated_host_are_replaced_and_nothing
     scenario.send(&survivor, &Load::batches("load", 2_000))?;
     wait::until("the victim to be amid a call", DEADLINE, || Ok(is_amid_a_call(&victim)?.then_some(())))?;
     victim.kill()?;
-    let repeats_max = stored_and_not_committed(&scenario)?;
+    let repeats_max = scenario.stored_and_not_committed()?;
     scenario.wait_until_committed(DEADLINE)?;
 
     let mut leaver = setup.start()?;
@@ -92,13 +92,4 @@ fn rebalances(host: &Host) -> Result<f64> {
 
 fn is_amid_a_call(host: &Host) -> Result<bool> {
     Ok(host.metrics()?.sum("tidemill_invoke_in_flight_records", &[]) > 0.0)
-}
-
-fn stored_and_not_committed(scenario: &Scenario) -> Result<usize> {
-    let committed = topics::committed(&scenario.bootstrap, &scenario.handler, &scenario.topic)?;
-    let above = scenario.sink.stored()?.into_iter().filter(|stored| {
-        let partition = usize::try_from(stored.place.partition).expect("a partition is not negative");
-        stored.place.offset >= committed[partition].unwrap_or(0)
-    });
-    Ok(above.count())
 }

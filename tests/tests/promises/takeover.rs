@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use tests::client::Load;
 use tests::host::Host;
 use tests::scenario::Scenario;
-use tests::{checker, frozen, servers, topics};
+use tests::{checker, frozen, servers};
 use xtask::lab::wait;
 
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -36,7 +36,7 @@ fn two_hosts_share_the_partitions_and_one_takes_over_when_the_other_is_killed() 
     wait::until("the victim to be amid a call", DEADLINE, || Ok(is_amid_a_call(&victim, 20.0)?.then_some(())))?;
     victim.kill()?;
     // What the victim stored and did not commit is delivered again; what it had not stored is not a repeat.
-    let repeats_max = stored_and_not_committed(&scenario)?;
+    let repeats_max = scenario.stored_and_not_committed()?;
     load.join().ok().context("the client panicked")??;
     scenario.wait_until_committed(DEADLINE)?;
     let summary = scenario.judge(commits.stop()?, repeats_max)??;
@@ -58,13 +58,4 @@ fn is_amid_a_call(host: &Host, received_min: f64) -> Result<bool> {
     let metrics = host.metrics()?;
     let received = metrics.sum("tidemill_receive_records_total", &[]);
     Ok(received >= received_min && metrics.sum("tidemill_invoke_in_flight_records", &[]) > 0.0)
-}
-
-fn stored_and_not_committed(scenario: &Scenario) -> Result<usize> {
-    let committed = topics::committed(&scenario.bootstrap, &scenario.handler, &scenario.topic)?;
-    let above = scenario.sink.stored()?.into_iter().filter(|stored| {
-        let partition = usize::try_from(stored.place.partition).expect("a partition is not negative");
-        stored.place.offset >= committed[partition].unwrap_or(0)
-    });
-    Ok(above.count())
 }

@@ -117,6 +117,24 @@ pub async fn a_topic_may_be_made_after_the_subscription<B: Broker>(broker: &B, n
     member.end(Ending::Close).await;
 }
 
+/// A group that starts at the next record starts there as of its joining: a topic that is made later is read whole.
+pub async fn who_has_joined_misses_nothing_of_a_topic_that_is_made_later<B: Broker>(broker: &B, name: &str) {
+    let bench = Bench::new(broker, name);
+    let early = bench.topic("early", 1).await;
+    let late = bench.topic_name("late");
+    let subscription = bench.subscription(&[&early, &late], StartAt::Latest);
+    let mut busy = Member::run(bench.join(&subscription));
+    busy.until("the early topic is assigned", |seen| seen.assigned.len() == 1).await;
+    let mut idle = Member::run(bench.join(&subscription));
+    idle.until("it has joined, with nothing to read", |seen| seen.joined).await;
+    bench.topic("late", 1).await;
+    bench.store_numbers(&late, 0, 0..5).await;
+    let seen = idle.until("the late topic is read", |seen| seen.records.len() == 5).await;
+    assert_eq!(numbers(&seen), (0..5).collect::<Vec<_>>());
+    idle.end(Ending::Close).await;
+    busy.end(Ending::Close).await;
+}
+
 /// A member for which no partition is left is told so: it waits to take over.
 pub async fn a_member_with_nothing_to_read_hears_that_it_has_joined<B: Broker>(broker: &B, name: &str) {
     let bench = Bench::new(broker, name);

@@ -88,6 +88,9 @@ impl KafkaConsumer {
         let unknown = list(partitions.iter().map(|partition| (partition, Place::Invalid)))?;
         let client = Arc::clone(&self.client);
         if self.start_at == StartAt::Earliest {
+            if partitions.is_empty() {
+                return Ok(unknown);
+            }
             let asked = unknown.clone();
             let committed = blocking(move || {
                 let found = client.consumer.committed_offsets(asked, PLACE_DEADLINE);
@@ -169,7 +172,8 @@ impl Consumer for KafkaConsumer {
     ) -> Result<Vec<(TopicPartition, PartitionReader)>, BrokerError> {
         let (told, untold): (Vec<_>, Vec<_>) =
             partitions.iter().cloned().partition(|partition| places.contains_key(partition));
-        let mut found = if untold.is_empty() { TopicPartitionList::new() } else { self.places(&untold).await? };
+        // Asked with none as well: what the group has joined with is noted then.
+        let mut found = self.places(&untold).await?;
         for partition in told {
             add(&mut found, &partition.topic, partition.partition, Place::Offset(places[&partition]))?;
         }
