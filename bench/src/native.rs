@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use rdkafka::ClientConfig;
 use rdkafka::config::FromClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -17,14 +16,9 @@ const POLL: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(run: &Run) -> Result<Measured> {
-    let consumer: BaseConsumer = client(run)
-        .set("group.id", &run.group)
-        .set("auto.offset.reset", "earliest")
-        .set("enable.auto.commit", "false")
-        .set("fetch.queue.backoff.ms", "5")
-        .create()?;
+    let consumer = run.consumer()?;
     let producer: ThreadedProducer<DefaultProducerContext> = ThreadedProducer::from_config(
-        client(run).set("enable.idempotence", "true").set("acks", "all").set("linger.ms", "5"),
+        run.client().set("enable.idempotence", "true").set("acks", "all").set("linger.ms", "5"),
     )?;
     consumer.subscribe(&[&run.input])?;
     let mut copied = 0;
@@ -71,10 +65,4 @@ fn commit(consumer: &BaseConsumer) -> Result<()> {
         Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => Ok(()),
         Err(error) => Err(error.into()),
     }
-}
-
-fn client(run: &Run) -> ClientConfig {
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", &run.bootstrap);
-    config
 }

@@ -6,7 +6,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use rdkafka::ClientConfig;
 use rdkafka::config::FromClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -22,14 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SERVE_EVERY: u64 = 256;
 
 pub(crate) fn run(run: &Run) -> Result<Measured> {
-    let consumer: BaseConsumer = client(run)
-        .set("group.id", &run.group)
-        .set("auto.offset.reset", "earliest")
-        .set("enable.auto.commit", "false")
-        .set("fetch.queue.backoff.ms", "5")
-        .create()?;
+    let consumer = run.consumer()?;
     let producer = BaseProducer::from_config(
-        client(run)
+        run.client()
             .set("transactional.id", &run.group)
             .set("linger.ms", "5")
             .set("retry.backoff.ms", "2")
@@ -87,10 +81,4 @@ fn commit(consumer: &BaseConsumer, producer: &BaseProducer) -> Result<()> {
     producer.send_offsets_to_transaction(&consumer.position()?, &member, PATIENCE)?;
     producer.commit_transaction(PATIENCE)?;
     Ok(())
-}
-
-fn client(run: &Run) -> ClientConfig {
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", &run.bootstrap);
-    config
 }

@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::BaseConsumer;
 use serde_json::json;
 
 use crate::{native, native_transactions, pipeline};
@@ -60,6 +62,21 @@ pub(crate) struct Measured {
 }
 
 impl Run {
+    /// What each client of a native loop has.
+    pub(crate) fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.bootstrap);
+        config
+    }
+
+    /// The consumer of a native loop, not subscribed yet.
+    pub(crate) fn consumer(&self) -> Result<BaseConsumer> {
+        let mut config = self.client();
+        config.set("group.id", &self.group).set("auto.offset.reset", "earliest");
+        config.set("enable.auto.commit", "false").set("fetch.queue.backoff.ms", "5");
+        Ok(config.create()?)
+    }
+
     pub(crate) fn run(&self) -> Result<()> {
         let measured = match self.contender {
             Contender::Native => native::run(self)?,

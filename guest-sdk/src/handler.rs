@@ -77,8 +77,7 @@ where
         setup: &Arc<Setup>,
         answer: &mut impl Answer,
     ) -> Result<(), Reason> {
-        each(call, records, setup, answer, |record, _| self(B::from_record(&record)?).into_result());
-        Ok(())
+        each(call, records, setup, answer, |record, _| self(B::from_record(&record)?).into_result())
     }
 }
 
@@ -95,8 +94,7 @@ where
         setup: &Arc<Setup>,
         answer: &mut impl Answer,
     ) -> Result<(), Reason> {
-        each(call, records, setup, answer, |record, ctx| self(B::from_record(&record)?, ctx).into_result());
-        Ok(())
+        each(call, records, setup, answer, |record, ctx| self(B::from_record(&record)?, ctx).into_result())
     }
 }
 
@@ -113,8 +111,7 @@ where
         setup: &Arc<Setup>,
         answer: &mut impl Answer,
     ) -> Result<(), Reason> {
-        each(call, records, setup, answer, |record, ctx| self(B::from_record(&record)?, &record, ctx).into_result());
-        Ok(())
+        each(call, records, setup, answer, |record, ctx| self(B::from_record(&record)?, &record, ctx).into_result())
     }
 }
 
@@ -130,8 +127,7 @@ where
         setup: &Arc<Setup>,
         answer: &mut impl Answer,
     ) -> Result<(), Reason> {
-        each(call, records, setup, answer, |record, _| self(record).into_result());
-        Ok(())
+        each(call, records, setup, answer, |record, _| self(record).into_result())
     }
 }
 
@@ -147,8 +143,7 @@ where
         setup: &Arc<Setup>,
         answer: &mut impl Answer,
     ) -> Result<(), Reason> {
-        each(call, records, setup, answer, |record, ctx| self(record, ctx).into_result());
-        Ok(())
+        each(call, records, setup, answer, |record, ctx| self(record, ctx).into_result())
     }
 }
 
@@ -177,7 +172,7 @@ fn each(
     setup: &Arc<Setup>,
     answer: &mut impl Answer,
     handle: impl Fn(Record, &mut Context) -> Result<()>,
-) {
+) -> Result<(), Reason> {
     let mut ctx = Context::new(call, Arc::clone(setup));
     let mut lanes = Lanes::new(setup.order);
     for record in records {
@@ -199,6 +194,7 @@ fn each(
             }
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]

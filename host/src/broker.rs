@@ -38,6 +38,13 @@ pub struct Outgoing {
     pub headers: Vec<Header>,
 }
 
+impl Outgoing {
+    /// The size of its key, value and headers.
+    pub fn bytes(&self) -> usize {
+        length(self.key.as_ref()) + length(self.value.as_ref()) + self.headers.iter().map(Header::bytes).sum::<usize>()
+    }
+}
+
 /// A header to be produced. Kafka promises no encoding, so the name is bytes too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
@@ -45,6 +52,17 @@ pub struct Header {
     pub name: Bytes,
     /// `None` is null.
     pub value: Option<Bytes>,
+}
+
+impl Header {
+    /// The size of its name and value.
+    pub fn bytes(&self) -> usize {
+        self.name.len() + length(self.value.as_ref())
+    }
+}
+
+fn length(bytes: Option<&Bytes>) -> usize {
+    bytes.map_or(0, Bytes::len)
 }
 
 /// Where a produced record stands.

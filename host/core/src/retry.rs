@@ -24,6 +24,18 @@ pub enum Class {
 }
 
 impl Class {
+    /// All of them, in the order of their declaration, so that `class as usize` is the position.
+    pub const ALL: [Self; 8] = [
+        Self::Retry,
+        Self::Rejected,
+        Self::Trap,
+        Self::Deadline,
+        Self::Memory,
+        Self::Malformed,
+        Self::Unavailable,
+        Self::HostShortage,
+    ];
+
     /// Its name in metrics, logs and dead-letter headers.
     pub fn name(self) -> &'static str {
         match self {

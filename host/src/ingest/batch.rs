@@ -275,9 +275,7 @@ fn idempotency_key(head: &Head, line: Option<usize>) -> Option<Bytes> {
 }
 
 fn sized(record: &Outgoing, line: Option<usize>, bounds: Bounds) -> Result<u64, Refusal> {
-    let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
-    let headers: usize = record.headers.iter().map(|header| header.name.len() + length(&header.value)).sum();
-    let bytes = length(&record.key) + length(&record.value) + headers;
+    let bytes = record.bytes();
     if bytes > bounds.record_bytes_max {
         return Err(Refusal::RecordTooLarge { line, bytes, max: bounds.record_bytes_max });
     }

@@ -21,18 +21,6 @@ use super::lock;
 /// This many revisions keep their series: the live one and those to go back to.
 const REVISIONS_MAX: usize = 4;
 
-/// In the order of their declaration, so that `class as usize` is the position.
-const CLASSES: [Class; 8] = [
-    Class::Retry,
-    Class::Rejected,
-    Class::Trap,
-    Class::Deadline,
-    Class::Memory,
-    Class::Malformed,
-    Class::Unavailable,
-    Class::HostShortage,
-];
-
 /// How an assignment changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rebalance {
@@ -136,9 +124,9 @@ pub struct HandlerMetrics {
     /// Times that an operator went back.
     pub rollbacks: Counter,
     hazards: [Gauge; Hazard::KINDS.len()],
-    retries: [Counter; CLASSES.len()],
-    dead_letters: [Counter; CLASSES.len()],
-    dropped: [Counter; CLASSES.len()],
+    retries: [Counter; Class::ALL.len()],
+    dead_letters: [Counter; Class::ALL.len()],
+    dropped: [Counter; Class::ALL.len()],
     rebalances: [Counter; REBALANCES.len()],
     commits: [Counter; COMMIT_RESULTS.len()],
     transactions: [Counter; TRANSACTION_RESULTS.len()],
@@ -177,9 +165,9 @@ impl HandlerMetrics {
             rollbacks: f.rollbacks.get_or_create_owned(&handler()),
             hazards: Hazard::KINDS
                 .map(|kind| f.hazards.get_or_create_owned(&ByKind { handler: Arc::clone(&name), kind })),
-            retries: CLASSES.map(|it| f.retries.get_or_create_owned(&class(it))),
-            dead_letters: CLASSES.map(|it| f.dead_letters.get_or_create_owned(&class(it))),
-            dropped: CLASSES.map(|it| f.dropped.get_or_create_owned(&class(it))),
+            retries: Class::ALL.map(|it| f.retries.get_or_create_owned(&class(it))),
+            dead_letters: Class::ALL.map(|it| f.dead_letters.get_or_create_owned(&class(it))),
+            dropped: Class::ALL.map(|it| f.dropped.get_or_create_owned(&class(it))),
             rebalances: REBALANCES
                 .map(|kind| f.rebalances.get_or_create_owned(&ByKind { handler: Arc::clone(&name), kind })),
             commits: COMMIT_RESULTS
@@ -325,7 +313,7 @@ impl HandlerMetrics {
         remove(&f.in_flight, &handler);
         remove(&f.paused, &handler);
         remove(&f.dead_letters_waiting, &handler);
-        for class in CLASSES {
+        for class in Class::ALL {
             let labels = ByClass { handler: Arc::clone(&self.name), class: class.name() };
             remove(&f.retries, &labels);
             remove(&f.dead_letters, &labels);
@@ -368,7 +356,7 @@ impl HandlerMetrics {
         for outcome in OUTCOMES {
             remove(&f.outcomes, &by_outcome(&self.name, revision, outcome));
         }
-        for class in CLASSES {
+        for class in Class::ALL {
             remove(&f.call_failures, &by_failure(&self.name, revision, class));
         }
     }
@@ -383,7 +371,7 @@ pub struct RevisionMetrics {
     seconds: Histogram,
     records: Histogram,
     outcomes: [Counter; OUTCOMES.len()],
-    failures: [Counter; CLASSES.len()],
+    failures: [Counter; Class::ALL.len()],
 }
 
 impl RevisionMetrics {
@@ -395,7 +383,7 @@ impl RevisionMetrics {
             seconds: f.call_seconds.get_or_create_owned(&labels),
             records: f.call_records.get_or_create_owned(&labels),
             outcomes: OUTCOMES.map(|it| f.outcomes.get_or_create_owned(&by_outcome(handler, revision, it))),
-            failures: CLASSES.map(|it| f.call_failures.get_or_create_owned(&by_failure(handler, revision, it))),
+            failures: Class::ALL.map(|it| f.call_failures.get_or_create_owned(&by_failure(handler, revision, it))),
         }
     }
 

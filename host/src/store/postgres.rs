@@ -20,7 +20,10 @@ use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use tokio_postgres::{NoTls, config::SslMode};
 
-use self::{lease::Lease, offsets::PostgresDelivery, session::PostgresConnection};
+use self::{
+    lease::Lease,
+    session::{PostgresConnection, PostgresTransaction},
+};
 use super::{
     Connection, Delivery, Sql, SqlError,
     migrations::{MigrationError, Migrations},
@@ -212,7 +215,7 @@ impl Sql for Postgres {
         Box::pin(async move {
             let mut lease = self.lease().await?;
             lease.begin_within(silence_max).await?;
-            Ok(Box::new(PostgresDelivery::new(lease)) as Box<dyn Delivery>)
+            Ok(Box::new(PostgresTransaction::new(lease)) as Box<dyn Delivery>)
         })
     }
 }

@@ -18,7 +18,10 @@ use futures_util::future::BoxFuture;
 use serde::Deserialize;
 
 pub use self::key_value::{KeyValueConfig, SqliteKeyValue};
-use self::{offsets::SqliteDelivery, pool::Pool, session::SqliteConnection};
+use self::{
+    pool::Pool,
+    session::{SqliteConnection, SqliteTransaction},
+};
 use super::{
     Connection, Delivery, Sql, SqlError,
     migrations::{MigrationError, Migrations},
@@ -161,7 +164,7 @@ impl Sql for Sqlite {
     fn deliver(&self, _silence_max: Duration) -> BoxFuture<'_, Result<Box<dyn Delivery>, SqlError>> {
         Box::pin(async move {
             let loan = self.pool.clone().take().await?;
-            Ok(Box::new(SqliteDelivery::begin(loan).await?) as Box<dyn Delivery>)
+            Ok(Box::new(SqliteTransaction::begin(loan).await?) as Box<dyn Delivery>)
         })
     }
 }

@@ -94,17 +94,6 @@ fn a_guest_chooses_its_delay_within_the_operators_cap() {
     assert_eq!(asked(Class::Retry, 70_000), Decision::RetryAfter(SECOND));
 }
 
-const CLASSES: [Class; 8] = [
-    Class::Retry,
-    Class::Rejected,
-    Class::Trap,
-    Class::Deadline,
-    Class::Memory,
-    Class::Malformed,
-    Class::Unavailable,
-    Class::HostShortage,
-];
-
 fn any_policy() -> impl Strategy<Value = RetryPolicy> {
     let ends = prop::sample::select(vec![Exhausted::DeadLetter, Exhausted::Stop, Exhausted::Drop]);
     let away = prop::sample::select(vec![Unavailable::Wait, Unavailable::Exhaust]);
@@ -120,7 +109,8 @@ fn any_policy() -> impl Strategy<Value = RetryPolicy> {
 
 /// One failure after another: which class, what the guest asked for, how long the call took, and the dice.
 fn failures() -> impl Strategy<Value = Vec<(Class, Option<u64>, u64, f64)>> {
-    let failure = (prop::sample::select(CLASSES.to_vec()), prop::option::of(0_u64..10_000), 0_u64..3000, 0.0_f64..1.0);
+    let failure =
+        (prop::sample::select(Class::ALL.to_vec()), prop::option::of(0_u64..10_000), 0_u64..3000, 0.0_f64..1.0);
     prop::collection::vec(failure, 1..40)
 }
 

@@ -136,7 +136,7 @@ impl<'a> Appending<'a> {
         record: &Outgoing,
         sticky: &mut Sticky,
     ) -> rusqlite::Result<Result<Position, SendError>> {
-        let bytes = bytes_of(record);
+        let bytes = record.bytes();
         let topic = match self.topic_for(record, bytes) {
             Ok(topic) => topic,
             Err(refusal) => return Ok(Err(refusal)),
@@ -157,7 +157,7 @@ impl<'a> Appending<'a> {
         transact: &Transact,
         sticky: &mut Sticky,
     ) -> rusqlite::Result<Result<(), TransactionError>> {
-        let refusal = |record: &Outgoing| self.topic_for(record, bytes_of(record)).err();
+        let refusal = |record: &Outgoing| self.topic_for(record, record.bytes()).err();
         let refused: Vec<_> =
             transact.records.iter().map(refusal).enumerate().filter_map(|(at, error)| Some((at, error?))).collect();
         if !refused.is_empty() {
@@ -271,13 +271,7 @@ fn write_segment(connection: &Connection, touched: &Touched, now_ms: i64) -> rus
     Ok(())
 }
 
-/// The size of a record's key, value and headers.
-pub(super) fn bytes_of(record: &Outgoing) -> usize {
-    let length = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
-    length(&record.key) + length(&record.value) + record.headers.iter().map(headers::bytes_of).sum::<usize>()
-}
-
 /// What a record takes of the queue.
 pub(super) fn room_of(record: &Outgoing) -> usize {
-    bytes_of(record) + RECORD_OVERHEAD
+    record.bytes() + RECORD_OVERHEAD
 }

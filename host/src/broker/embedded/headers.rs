@@ -1,6 +1,5 @@
 //! A record's headers as one value of the database: each name and value behind its length, in order.
 
-use bytes::Bytes;
 use tidemill_core::record::HeaderRef;
 
 use crate::broker::Header;
@@ -17,7 +16,7 @@ pub(super) fn encode(headers: &[Header]) -> Option<Vec<u8>> {
     if headers.is_empty() {
         return None;
     }
-    let mut out = Vec::with_capacity(headers.iter().map(|header| 8 + bytes_of(header)).sum());
+    let mut out = Vec::with_capacity(headers.iter().map(|header| 8 + header.bytes()).sum());
     for header in headers {
         append(&mut out, &header.name);
         match &header.value {
@@ -37,11 +36,6 @@ pub(super) fn decode(mut bytes: &[u8]) -> Result<Vec<HeaderRef<'_>>, Damaged> {
         headers.push(HeaderRef { name, value });
     }
     Ok(headers)
-}
-
-/// The size of a header's name and value.
-pub(super) fn bytes_of(header: &Header) -> usize {
-    header.name.len() + header.value.as_ref().map_or(0, Bytes::len)
 }
 
 fn append(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -64,6 +58,8 @@ fn take<'a>(bytes: &mut &'a [u8]) -> Result<Option<&'a [u8]>, Damaged> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     #[test]

@@ -140,10 +140,5 @@ impl Outbox {
 
 /// What outputs take of a transaction's bounds.
 fn weight(outputs: &[Outgoing]) -> Weight {
-    let length = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
-    let bytes = |record: &Outgoing| {
-        let headers = record.headers.iter().map(|header| header.name.len() + length(&header.value));
-        length(&record.key) + length(&record.value) + headers.sum::<usize>()
-    };
-    Weight { records: outputs.len(), bytes: outputs.iter().map(bytes).sum() }
+    Weight { records: outputs.len(), bytes: outputs.iter().map(Outgoing::bytes).sum() }
 }

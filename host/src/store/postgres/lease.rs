@@ -88,17 +88,18 @@ impl Lease {
 
     /// Opens a transaction.
     pub(super) async fn begin(&mut self) -> Result<(), SqlError> {
-        self.ask(false, async |client| Ok(client.batch_execute("BEGIN").await?)).await?;
-        self.state = State::InTransaction;
-        Ok(())
+        self.open("BEGIN").await
     }
 
     /// Opens a transaction that the server ends when it hears nothing for so long.
     pub(super) async fn begin_within(&mut self, silence_max: Duration) -> Result<(), SqlError> {
         // 0 would switch the bound off.
         let millis = silence_max.as_millis().clamp(1, i32::MAX as u128);
-        let begin = format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = {millis}");
-        self.ask(false, async |client| Ok(client.batch_execute(&begin).await?)).await?;
+        self.open(&format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = {millis}")).await
+    }
+
+    async fn open(&mut self, begin: &str) -> Result<(), SqlError> {
+        self.ask(false, async |client| Ok(client.batch_execute(begin).await?)).await?;
         self.state = State::InTransaction;
         Ok(())
     }

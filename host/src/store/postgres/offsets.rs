@@ -6,13 +6,13 @@ use tidemill_core::record::Offset;
 use tokio_postgres::{Row, error::SqlState};
 
 use super::{
-    lease::{Failure, Lease},
+    lease::{Bounds, Failure, Lease, prepare},
     session::PostgresTransaction,
 };
 use crate::{
     fault::Fault,
     store::{
-        Delivery, RowSet, SqlError, Statements, Transaction, Value,
+        Delivery, SqlError, Transaction,
         offsets::{self, Fence, Place, Standing},
     },
 };
@@ -23,9 +23,6 @@ const ALONE: &str = "SELECT pg_advisory_xact_lock(hashtextextended('tidemill_off
 /// Waits until nobody is amid changing the row.
 const STANDING: &str = "SELECT owner_epoch, next_offset FROM tidemill_offsets
     WHERE consumer_group = $1 AND topic = $2 AND topic_partition = $3 FOR UPDATE";
-
-/// A delivery's transaction.
-pub(super) struct PostgresDelivery(PostgresTransaction);
 
 /// Takes a row over.
 pub(super) async fn own(lease: Lease, place: &Place) -> Result<Standing, SqlError> {
@@ -47,76 +44,49 @@ async fn ask_of_table(
     mut lease: Lease,
     committing: bool,
     place: &Place,
-    statement: &'static str,
+    statement: &str,
 ) -> Result<Option<Row>, SqlError> {
-    let question = async |client: &ClientWrapper| match about(client, place, statement).await {
-        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {
+    let bounds = lease.bounds;
+    let question = async |client: &ClientWrapper| match about(client, place, statement, bounds).await {
+        Err(Failure::Server(error)) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {
             client.batch_execute(&format!("{ALONE}; {}", offsets::CREATE)).await?;
-            Ok(about(client, place, statement).await?)
+            about(client, place, statement, bounds).await
         }
-        answer => Ok::<_, Failure>(answer?),
+        answer => answer,
     };
     lease.ask(committing, question).await
 }
 
-async fn about(
-    client: &ClientWrapper,
-    place: &Place,
-    statement: &'static str,
-) -> Result<Option<Row>, tokio_postgres::Error> {
-    let prepared = client.prepare_cached(statement).await?;
-    client.query_opt(&prepared, &[&place.group, &place.topic, &place.partition]).await
-}
-
-impl PostgresDelivery {
-    /// In a transaction that is open.
-    pub(super) fn new(lease: Lease) -> Self {
-        Self(PostgresTransaction::new(lease))
-    }
-
-    async fn end(mut self, fence: Fence, next: Offset) -> Result<bool, SqlError> {
-        let stored = self.0.run(async |lease: &mut Lease| store(lease, &fence, next).await).await?;
-        let transaction = Box::new(self.0);
-        if stored == 0 {
-            transaction.rollback().await?;
-            return Ok(false);
-        }
-        transaction.commit().await.map(|_| true)
-    }
+async fn about(client: &ClientWrapper, place: &Place, statement: &str, bounds: Bounds) -> Result<Option<Row>, Failure> {
+    let prepared = prepare(client, statement, bounds).await?;
+    Ok(client.query_opt(&prepared, &[&place.group, &place.topic, &place.partition]).await?)
 }
 
 /// How many rows took the offset: one, or none.
 async fn store(lease: &mut Lease, fence: &Fence, next: Offset) -> Result<u64, SqlError> {
     let statement = if Fault::IgnoreFence.is_on() { offsets::STORE_UNFENCED } else { offsets::STORE };
     let Fence { place, standing } = fence;
+    let bounds = lease.bounds;
     let question = async |client: &ClientWrapper| {
-        let prepared = client.prepare_cached(statement).await?;
+        let prepared = prepare(client, statement, bounds).await?;
         let (group, topic, partition) = (&place.group, &place.topic, &place.partition);
         Ok(client.execute(&prepared, &[&next, group, topic, partition, &standing.epoch, &standing.next]).await?)
     };
     lease.ask(false, question).await
 }
 
-impl Statements for PostgresDelivery {
-    fn query(&mut self, statement: String, params: Vec<Value>) -> BoxFuture<'_, Result<RowSet, SqlError>> {
-        self.0.query(statement, params)
-    }
-
-    fn execute(&mut self, statement: String, params: Vec<Value>) -> BoxFuture<'_, Result<u64, SqlError>> {
-        self.0.execute(statement, params)
-    }
-
-    fn execute_many(&mut self, statement: String, params: Vec<Vec<Value>>) -> BoxFuture<'_, Result<u64, SqlError>> {
-        self.0.execute_many(statement, params)
-    }
-}
-
-impl Delivery for PostgresDelivery {
-    fn commit(self: Box<Self>, fence: Fence, next: Offset) -> BoxFuture<'static, Result<bool, SqlError>> {
-        Box::pin(self.end(fence, next))
+impl Delivery for PostgresTransaction {
+    fn commit(mut self: Box<Self>, fence: Fence, next: Offset) -> BoxFuture<'static, Result<bool, SqlError>> {
+        Box::pin(async move {
+            if self.run(async |lease: &mut Lease| store(lease, &fence, next).await).await? == 0 {
+                Transaction::rollback(self).await?;
+                return Ok(false);
+            }
+            Transaction::commit(self).await.map(|_| true)
+        })
     }
 
     fn rollback(self: Box<Self>) -> BoxFuture<'static, Result<(), SqlError>> {
-        Box::pin(async move { Transaction::rollback(Box::new(self.0)).await.map(drop) })
+        Box::pin(async move { Transaction::rollback(self).await.map(drop) })
     }
 }

@@ -7,18 +7,15 @@ use tidemill_core::record::Offset;
 use super::{
     error,
     pool::{Handle, Loan},
-    session::SqliteTransaction,
+    session::{SqliteConnection, SqliteTransaction},
 };
 use crate::{
     fault::Fault,
     store::{
-        Delivery, RowSet, SqlError, Statements, Transaction, Value,
+        Delivery, SqlError, Transaction,
         offsets::{self, Fence, Place, Standing},
     },
 };
-
-/// A delivery's transaction.
-pub(super) struct SqliteDelivery(SqliteTransaction);
 
 /// Takes a row over.
 pub(super) async fn own(loan: Loan, place: Place) -> Result<Standing, SqlError> {
@@ -52,27 +49,7 @@ async fn alone<T: Send + 'static>(
     loan: Loan,
     work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
 ) -> Result<T, SqlError> {
-    let mut transaction = SqliteTransaction::begin(loan).await?;
-    let done = transaction.run(move |handle, _, _| handle.as_host(work).map_err(error::statement)).await?;
-    Box::new(transaction).commit().await?;
-    Ok(done)
-}
-
-impl SqliteDelivery {
-    /// Opens one.
-    pub(super) async fn begin(loan: Loan) -> Result<Self, SqlError> {
-        Ok(Self(SqliteTransaction::begin(loan).await?))
-    }
-
-    async fn end(mut self, fence: Fence, next: Offset) -> Result<bool, SqlError> {
-        let store = move |handle: &Handle, _: &_, _: &_| {
-            if handle.as_host(|connection| store(connection, &fence, next)).map_err(error::statement)? == 0 {
-                return handle.control("ROLLBACK").map(|()| false).map_err(error::statement);
-            }
-            handle.control("COMMIT").map(|()| true).map_err(error::commit)
-        };
-        self.0.run(store).await
-    }
+    SqliteConnection::new(loan).write(move |handle, _, _| handle.as_host(work).map_err(error::statement)).await
 }
 
 /// How many rows took the offset: one, or none.
@@ -83,26 +60,18 @@ fn store(connection: &Connection, fence: &Fence, next: Offset) -> rusqlite::Resu
     connection.prepare(statement)?.execute(params![next, group, topic, partition, standing.epoch, standing.next])
 }
 
-impl Statements for SqliteDelivery {
-    fn query(&mut self, statement: String, params: Vec<Value>) -> BoxFuture<'_, Result<RowSet, SqlError>> {
-        self.0.query(statement, params)
-    }
-
-    fn execute(&mut self, statement: String, params: Vec<Value>) -> BoxFuture<'_, Result<u64, SqlError>> {
-        self.0.execute(statement, params)
-    }
-
-    fn execute_many(&mut self, statement: String, params: Vec<Vec<Value>>) -> BoxFuture<'_, Result<u64, SqlError>> {
-        self.0.execute_many(statement, params)
-    }
-}
-
-impl Delivery for SqliteDelivery {
-    fn commit(self: Box<Self>, fence: Fence, next: Offset) -> BoxFuture<'static, Result<bool, SqlError>> {
-        Box::pin(self.end(fence, next))
+impl Delivery for SqliteTransaction {
+    fn commit(mut self: Box<Self>, fence: Fence, next: Offset) -> BoxFuture<'static, Result<bool, SqlError>> {
+        let store = move |handle: &Handle, _: &_, _: &_| {
+            if handle.as_host(|connection| store(connection, &fence, next)).map_err(error::statement)? == 0 {
+                return handle.control("ROLLBACK").map(|()| false).map_err(error::statement);
+            }
+            handle.control("COMMIT").map(|()| true).map_err(error::commit)
+        };
+        Box::pin(async move { self.run(store).await })
     }
 
     fn rollback(self: Box<Self>) -> BoxFuture<'static, Result<(), SqlError>> {
-        Box::pin(async move { Transaction::rollback(Box::new(self.0)).await.map(drop) })
+        Box::pin(async move { Transaction::rollback(self).await.map(drop) })
     }
 }

@@ -56,7 +56,7 @@ impl SqliteConnection {
     }
 
     /// Runs a piece of work that writes: in a transaction of its own, so that all of it happens or nothing.
-    async fn write<T: Send + 'static>(
+    pub(super) async fn write<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&Handle, &super::Config, &Abandoned) -> Result<T, SqlError> + Send + 'static,
     ) -> Result<T, SqlError> {

@@ -1,6 +1,6 @@
 //! The transactional producer's calls. All but [`begin`] wait on the calling thread, for at most the time that is given.
 
-use std::ffi::{CStr, c_int};
+use std::ffi::c_int;
 use std::ptr::NonNull;
 
 use rdkafka::TopicPartitionList;
@@ -44,7 +44,8 @@ impl Drop for GroupMetadata {
 }
 
 /// Why a transactional call failed, and what helps.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text} ({code})")]
 pub(in super::super) struct Failure {
     pub(in super::super) code: Code,
     pub(in super::super) text: String,
@@ -98,17 +99,6 @@ pub(in super::super) fn abort(client: &dyn Native, millis: c_int) -> Result<(), 
     unsafe { taken(rd::rd_kafka_abort_transaction(client.native(), millis)) }
 }
 
-/// The fatal error that the client had, if any.
-pub(in super::super) fn fatal(client: &dyn Native) -> Option<Failure> {
-    let mut reason = [0; 512];
-    // SAFETY: the client lives; at most so many bytes are written, the last of them zero.
-    let code = unsafe { rd::rd_kafka_fatal_error(client.native(), reason.as_mut_ptr(), reason.len()) };
-    let code = Code::from(code);
-    // SAFETY: as above.
-    let text = || unsafe { text(reason.as_ptr()) };
-    (code != Code::NoError).then(|| Failure { code, text: text(), fatal: true, retriable: false })
-}
-
 /// # Safety
 /// `error` is null or an error that nobody else destroys.
 unsafe fn taken(error: *mut rd::rd_kafka_error_t) -> Result<(), Failure> {
@@ -119,7 +109,7 @@ unsafe fn taken(error: *mut rd::rd_kafka_error_t) -> Result<(), Failure> {
     unsafe {
         let failure = Failure {
             code: rd::rd_kafka_error_code(error).into(),
-            text: CStr::from_ptr(rd::rd_kafka_error_string(error)).to_string_lossy().into_owned(),
+            text: text(rd::rd_kafka_error_string(error)),
             fatal: rd::rd_kafka_error_is_fatal(error) != 0,
             retriable: rd::rd_kafka_error_is_retriable(error) != 0,
         };

@@ -107,6 +107,11 @@ impl Client {
         ffi::fail(&*self.library);
     }
 
+    /// The fatal error that it had, if any.
+    pub(super) fn fatal(&self) -> Option<(Code, String)> {
+        self.library.0.fatal_error()
+    }
+
     /// Tells its thread that nobody sends by it any more.
     pub(super) fn part(&self) {
         self.parting.store(true, Ordering::SeqCst);
@@ -328,6 +333,6 @@ fn heed(client: &Arc<Client>, event: &Event, replace: &impl Fn(&Arc<Client>)) {
     }
 }
 
-fn millis_until(deadline: Instant) -> c_int {
+pub(super) fn millis_until(deadline: Instant) -> c_int {
     left(deadline).as_millis().try_into().unwrap_or(c_int::MAX)
 }

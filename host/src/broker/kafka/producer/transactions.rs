@@ -13,10 +13,9 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use tidemill_core::record::{Offset, TopicPartition};
 use tokio::time::{Instant, timeout};
 
-use super::client::{self, Client, Queued};
+use super::client::{self, Client, Queued, millis_until};
 use super::{ROOM_INTERVAL, Unqueued};
 use crate::broker::kafka::consumer::KafkaMember;
-use crate::broker::kafka::ends::left;
 use crate::broker::kafka::errors::outcome;
 use crate::broker::kafka::ffi::Batch;
 use crate::broker::kafka::ffi::transaction::{self as ffi, Failure};
@@ -237,11 +236,13 @@ fn commit(
     let deadline = Instant::now() + COMMIT_DEADLINE;
     let native = client.native();
     if !sent.is_empty() {
-        if !ffi::flush(native, millis(deadline)) {
+        if !ffi::flush(native, millis_until(deadline)) {
             return Err(TransactionError::Unavailable("not all records were acknowledged in time".into()));
         }
         // A client that is fenced loses its records, and that is the reason to tell.
-        ffi::fatal(native).map_or(Ok(()), |failure| Err(told(failure)))?;
+        if let Some((code, text)) = client.fatal() {
+            return Err(told(Failure { code, text, fatal: true, retriable: false }));
+        }
         KafkaTransactions::check_sent(sent)?;
     }
     if !offsets.is_empty() {
@@ -250,26 +251,22 @@ fn commit(
     }
     // From here on a failure says nothing: the broker may have heard of the end.
     until(deadline, |millis| ffi::commit(native, millis))
-        .map_err(|failure| TransactionError::Unknown(format!("{} ({})", failure.text, failure.code)))
+        .map_err(|failure| TransactionError::Unknown(failure.to_string()))
 }
 
 /// Makes a call until it succeeds, fails for good, or the time is over.
 fn until(deadline: Instant, call: impl Fn(c_int) -> Result<(), Failure>) -> Result<(), Failure> {
     loop {
-        match call(millis(deadline)) {
+        match call(millis_until(deadline)) {
             Err(failure) if failure.retriable && Instant::now() < deadline => std::thread::sleep(AGAIN_DELAY),
             result => return result,
         }
     }
 }
 
-fn millis(deadline: Instant) -> c_int {
-    left(deadline).as_millis().try_into().unwrap_or(c_int::MAX)
-}
-
 /// A failed call of which the broker keeps nothing.
 fn told(failure: Failure) -> TransactionError {
-    let text = format!("{} ({})", failure.text, failure.code);
+    let text = failure.to_string();
     match failure.code {
         Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch => TransactionError::Fenced(text),
         Code::IllegalGeneration
