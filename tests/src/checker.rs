@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 
 use crate::ledger::{Body, Fate, Place};
 
@@ -35,8 +36,8 @@ pub struct Evidence {
     pub moments: Vec<Standing>,
     /// The numbers of the storings that a reader saw who read along, where there was one.
     pub read_along: Option<BTreeSet<i64>>,
-    /// Below these offsets, by partition, the log was emptied before everything was read.
-    pub expired: BTreeMap<i32, i64>,
+    /// These offsets, by partition, were deleted from the log before they were settled.
+    pub expired: BTreeMap<i32, Range<i64>>,
 }
 
 /// How things stood at a moment.
@@ -244,7 +245,7 @@ impl Stored {
 
 fn lost(evidence: &Evidence, arrived: &BTreeSet<Body>, faults: &mut Vec<Fault>) {
     let kept = |fate: &Fate| match fate {
-        Fate::Acked(place) => evidence.expired.get(&place.partition).is_none_or(|below| place.offset >= *below),
+        Fate::Acked(place) => !evidence.expired.get(&place.partition).is_some_and(|gone| gone.contains(&place.offset)),
         Fate::Failed | Fate::Unknown => false,
     };
     let owed = evidence.sent.iter().filter(|(body, fate)| kept(fate) && !arrived.contains(body));
@@ -309,8 +310,9 @@ fn commits(evidence: &Evidence, faults: &mut Vec<Fault>) {
             Some(from) if from > offset => faults.push(Fault::CommitFell { partition, from, to: offset }),
             _ => {}
         }
-        if unsettled > 0 && !evidence.expired.contains_key(&partition) {
-            faults.push(Fault::CommitAhead { partition, committed: offset, unsettled });
+        let gone = evidence.expired.get(&partition).map_or(0, |gone| (gone.end.min(offset) - gone.start).max(0));
+        if unsettled > gone {
+            faults.push(Fault::CommitAhead { partition, committed: offset, unsettled: unsettled - gone });
         }
     }
 }
