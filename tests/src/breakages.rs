@@ -11,6 +11,7 @@ use crate::checker::{self, Allowed, Commit, Faults, Stored};
 use crate::client::Load;
 use crate::faults::lab::Lab;
 use crate::faults::mode::{EXACTLY_ONCE_KAFKA, EXACTLY_ONCE_POSTGRES, Mode};
+use crate::faults::scene::Scene;
 use crate::faults::stage::Play;
 use crate::faults::{Fault, Form, runner};
 use crate::host::{Handler, Setup};
@@ -36,8 +37,8 @@ pub struct Breakage {
 enum Story {
     /// One that is told here.
     Own(fn() -> Result<Faults>),
-    /// A row of the table of faults, with the fault done so many times.
-    Row { fault: &'static str, mode: &'static Mode, times: u32 },
+    /// A row of the table of faults, with the fault done so many times, at a load that a broken host can bear.
+    Row { fault: &'static str, mode: &'static Mode, times: u32, rate: f64 },
 }
 
 /// All of them.
@@ -63,17 +64,17 @@ pub const BREAKAGES: &[Breakage] = &[
     Breakage {
         name: "new-transaction-after-unknown",
         by: &["duplicates within the bound"],
-        story: Story::Row { fault: "commit-answer-lost", mode: &EXACTLY_ONCE_KAFKA, times: 1 },
+        story: Story::Row { fault: "commit-answer-lost", mode: &EXACTLY_ONCE_KAFKA, times: 1, rate: 300.0 },
     },
     Breakage {
         name: "offset-apart",
         by: &["duplicates within the bound"],
-        story: Story::Row { fault: "host-killed", mode: &EXACTLY_ONCE_POSTGRES, times: 4 },
+        story: Story::Row { fault: "only-host-killed", mode: &EXACTLY_ONCE_POSTGRES, times: 2, rate: 100.0 },
     },
     Breakage {
         name: "ignore-fence",
         by: &["duplicates within the bound"],
-        story: Story::Row { fault: "host-woken", mode: &EXACTLY_ONCE_POSTGRES, times: 3 },
+        story: Story::Row { fault: "host-woken", mode: &EXACTLY_ONCE_POSTGRES, times: 3, rate: 100.0 },
     },
 ];
 
@@ -93,15 +94,15 @@ impl Breakage {
     pub fn run(&self, lab: &mut Lab) -> Result<Faults> {
         let seen = match &self.story {
             Story::Own(tell) => tell(),
-            Story::Row { fault, mode, times } => self.play(lab, fault, mode, *times),
+            Story::Row { fault, mode, times, rate } => self.play(lab, fault, mode, *times, *rate),
         };
         seen.with_context(|| format!("with the host broken by `{}`", self.name))
     }
 
-    fn play(&self, lab: &mut Lab, fault: &str, mode: &'static Mode, times: u32) -> Result<Faults> {
+    fn play(&self, lab: &mut Lab, fault: &str, mode: &'static Mode, times: u32, rate: f64) -> Result<Faults> {
         let fault = Fault::named(fault)?;
-        let seed = fastrand::u64(..);
-        let play = Play { scene: fault.scene, mode, form: Form::QUICK, seed, broken: Some(self.name) };
+        let (scene, seed) = (Scene { rate, ..fault.scene }, fastrand::u64(..));
+        let play = Play { scene, mode, form: Form::QUICK, seed, broken: Some(self.name) };
         Ok(runner::played(lab, fault, &play, times)?.verdict.faults)
     }
 }

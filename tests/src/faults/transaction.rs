@@ -10,8 +10,8 @@ use super::link;
 use super::stage::{DEADLINE, Stage};
 use crate::proxy::{Link, Trap};
 
-/// How long the broker is frozen, from turn to turn: past the session, for a moment, past all that a commit may take.
-const FROZEN_FOR: [Duration; 3] = [Duration::from_secs(6), Duration::from_secs(1), Duration::from_secs(20)];
+/// How long the broker is frozen, from turn to turn: past all that a commit may take, for a moment, past the session.
+const FROZEN_FOR: [Duration; 3] = [Duration::from_secs(20), Duration::from_secs(1), Duration::from_secs(6)];
 
 /// It is committed, and the host asks again and again, on one connection after the other, and never hears of it.
 pub(super) fn answer_lost(stage: &mut Stage) -> Result<()> {
