@@ -37,8 +37,11 @@ pub struct Evidence {
     /// The numbers of the storings that a reader saw who read along, where there was one.
     pub read_along: Option<BTreeSet<i64>>,
     /// These offsets, by partition, were deleted from the log before they were settled.
-    pub expired: BTreeMap<i32, Range<i64>>,
+    pub expired: Expired,
 }
+
+/// Offsets by partition.
+pub type Expired = BTreeMap<i32, Vec<Range<i64>>>;
 
 /// How things stood at a moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -243,9 +246,14 @@ impl Stored {
     }
 }
 
+/// Whether a place is among them.
+pub fn is_expired(expired: &Expired, place: &Place) -> bool {
+    expired.get(&place.partition).into_iter().flatten().any(|gone| gone.contains(&place.offset))
+}
+
 fn lost(evidence: &Evidence, arrived: &BTreeSet<Body>, faults: &mut Vec<Fault>) {
     let kept = |fate: &Fate| match fate {
-        Fate::Acked(place) => !evidence.expired.get(&place.partition).is_some_and(|gone| gone.contains(&place.offset)),
+        Fate::Acked(place) => !is_expired(&evidence.expired, place),
         Fate::Failed | Fate::Unknown => false,
     };
     let owed = evidence.sent.iter().filter(|(body, fate)| kept(fate) && !arrived.contains(body));
@@ -310,7 +318,8 @@ fn commits(evidence: &Evidence, faults: &mut Vec<Fault>) {
             Some(from) if from > offset => faults.push(Fault::CommitFell { partition, from, to: offset }),
             _ => {}
         }
-        let gone = evidence.expired.get(&partition).map_or(0, |gone| (gone.end.min(offset) - gone.start).max(0));
+        let below = |gone: &Range<i64>| (gone.end.min(offset) - gone.start).max(0);
+        let gone: i64 = evidence.expired.get(&partition).into_iter().flatten().map(below).sum();
         if unsettled > gone {
             faults.push(Fault::CommitAhead { partition, committed: offset, unsettled: unsettled - gone });
         }

@@ -107,11 +107,11 @@ pub(super) fn woken(stage: &mut Stage) -> Result<()> {
     let lost = rebalances(stage, 0, LOST)?;
     let moment = stage.amid(0)?;
     stage.hosts[0].pause()?;
+    stage.may_redeliver_since(&moment)?;
     stage.join()?;
     stage.wait_until_at_work(1)?;
     stage.hosts[0].resume()?;
     let woke = Instant::now();
-    stage.may_redeliver_since(&moment)?;
     stage.recover(&moment, woke)?;
     leave_after_loss(stage, lost)
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use xtask::lab::wait;
 
 use super::stage::{DEADLINE, Stage};
-use crate::checker::Stored;
+use crate::checker;
 use crate::host;
 use crate::ledger::Place;
 use crate::raw_headers::RawHeader;
@@ -183,24 +183,24 @@ pub(super) fn expired(stage: &mut Stage) -> Result<()> {
     let (committed, ends) = (stage.committed()?, stage.ends()?);
     for (partition, (committed, end)) in (0..).zip(committed.iter().zip(&ends)) {
         topics::delete_before(&stage.scenario.bootstrap, &stage.scenario.topic, partition, *end)?;
-        stage.expired.insert(partition, *committed..*end);
+        stage.expired.entry(partition).or_default().push(*committed..*end);
     }
     stage.database()?.postgres.start()?;
     let back = Instant::now();
     stage.may_redeliver_what_is_stored(&stage.partitions(), &committed)?;
     stage.recover(&standing.with_ends(ends), back)?;
     let stored = stage.results.stored()?;
-    let is_deleted = |stored: &&Stored| {
-        stage.expired.get(&stored.place.partition).is_some_and(|deleted| deleted.contains(&stored.place.offset))
-    };
-    let read: BTreeSet<Place> = stored.iter().filter(is_deleted).map(|stored| stored.place).collect();
-    let deleted: i64 = stage.expired.values().map(|deleted| deleted.end - deleted.start).sum();
-    let log = stage.hosts[0].log();
-    let said = log.lines().find(|line| line.contains("OFFSET") || line.to_lowercase().contains("out of range"));
+    let is_deleted = |place: &Place| checker::is_expired(&stage.expired, place);
+    let read: BTreeSet<Place> = stored.iter().map(|stored| stored.place).filter(is_deleted).collect();
+    let deleted: i64 = stage.expired.values().flatten().map(|deleted| deleted.end - deleted.start).sum();
+    let unread = deleted - i64::try_from(read.len())?;
+    let counted = stage.hosts[0].metrics()?.sum("tidemill_receive_skipped_offsets_total", &[]);
     stage.notes.push(format!(
-        "{deleted} unsettled records deleted, {} of them had been read; the host said: {}",
-        read.len(),
-        said.unwrap_or("nothing")
+        "{deleted} unsettled records were deleted, {unread} of them unread; the host has counted {counted}"
     ));
+    ensure!(
+        unread > 0 && counted == unread as f64,
+        "{unread} records were deleted unread, and the host has counted {counted}"
+    );
     Ok(())
 }

@@ -113,3 +113,37 @@ pub(crate) fn played(lab: &mut Lab, fault: &Fault, play: &Play, runs: u32) -> Re
     }
     Ok(ended)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::faults::table::FAULTS;
+
+    /// The rows that are chosen so, by fault and mode.
+    fn rows(form: Form, only: Option<&str>, mode: Option<&str>) -> BTreeSet<(&'static str, &'static str)> {
+        let choice = Choice { only: only.map(str::to_owned), mode: mode.map(str::to_owned) };
+        choice.rows(form).into_iter().map(|(fault, mode)| (fault.name, mode.name)).collect()
+    }
+
+    #[test]
+    fn every_fault_has_a_name_and_a_mode_of_its_own() {
+        let faults: BTreeSet<&str> = rows(Form::FULL, None, None).iter().map(|(fault, _)| *fault).collect();
+        assert_eq!(faults.len(), FAULTS.len());
+    }
+
+    #[test]
+    fn the_quick_form_takes_its_own_rows_and_whoever_names_something_gets_all_of_it() {
+        let (quick, full) = (rows(Form::QUICK, None, None), rows(Form::FULL, None, None));
+        assert!(quick.is_subset(&full) && quick.len() < full.len());
+        assert_eq!(rows(Form::QUICK, Some("storm"), None), rows(Form::FULL, Some("storm"), None));
+        assert!(!quick.iter().any(|(fault, _)| *fault == "broker-and-host-killed"), "there is an open finding");
+    }
+
+    #[test]
+    fn a_whole_name_is_one_fault_and_a_part_of_it_may_be_more() {
+        let faults = |only| rows(Form::FULL, Some(only), Some("at-least")).len();
+        assert_eq!((faults("host-killed"), faults("host-kill"), faults("nobody-killed")), (1, 5, 0));
+    }
+}

@@ -3,7 +3,6 @@
 mod moments;
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -16,7 +15,7 @@ use super::Form;
 use super::lab::{Cluster, Database, Lab};
 use super::mode::{Mode, Promise};
 use super::scene::{Membership, Scene, Standing};
-use crate::checker::{self, Commit, Evidence, Verdict};
+use crate::checker::{self, Commit, Evidence, Expired, Verdict};
 use crate::client::{Load, Report, Running};
 use crate::host::{Host, Setup};
 use crate::results::Results;
@@ -46,7 +45,7 @@ pub struct Stage<'a> {
     /// The hosts that do the work.
     pub hosts: Vec<Host>,
     /// These offsets were deleted before they were settled.
-    pub expired: BTreeMap<i32, Range<i64>>,
+    pub expired: Expired,
     /// What the row should say beside its figures.
     pub notes: Vec<String>,
     scene: Scene,
@@ -59,6 +58,8 @@ pub struct Stage<'a> {
     along: Option<Along>,
     moments: Vec<Moment>,
     in_hand: usize,
+    /// What may be lost, by partition, in a mode that commits first.
+    lost: BTreeMap<i32, usize>,
     recoveries: Vec<Duration>,
     injected: usize,
     dice: fastrand::Rng,
@@ -127,6 +128,7 @@ impl<'a> Stage<'a> {
             group,
             moments: Vec::new(),
             in_hand: 0,
+            lost: BTreeMap::new(),
             recoveries: Vec::new(),
             injected: 0,
             dice: fastrand::Rng::with_seed(seed),

@@ -129,7 +129,7 @@ impl Stage<'_> {
     /// The same when the topic grows on: what was delivered is at most what it has now.
     pub fn may_redeliver_since(&mut self, moment: &Moment) -> Result<()> {
         match self.mode.promise {
-            Promise::NothingRepeated => return self.may_lose(),
+            Promise::NothingRepeated => return self.may_lose(&self.partitions()),
             Promise::NothingLost => self.in_hand += above(&moment.committed, &self.ends()?),
             Promise::Exact => {}
         }
@@ -139,7 +139,7 @@ impl Stage<'_> {
     /// The same, told exactly, once a host or its database is dead: what was stored of these partitions and not committed.
     pub fn may_redeliver_what_is_stored(&mut self, partitions: &[i32], committed: &[i64]) -> Result<()> {
         match self.mode.promise {
-            Promise::NothingRepeated => return self.may_lose(),
+            Promise::NothingRepeated => return self.may_lose(partitions),
             Promise::Exact => return Ok(()),
             Promise::NothingLost => {}
         }
@@ -153,12 +153,20 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// The same in a mode that commits first: what is committed and not settled is lost, and all of it is seen at once.
-    fn may_lose(&mut self) -> Result<()> {
-        let committed: i64 = self.committed()?.iter().sum();
-        let places: BTreeSet<Place> =
-            self.results.stored()?.iter().chain(&self.scenario.dead()?).map(|stored| stored.place).collect();
-        self.in_hand = self.in_hand.max(usize::try_from(committed)?.saturating_sub(places.len()));
+    /// The same in a mode that commits first, before anybody else has these partitions: what is committed and not settled.
+    fn may_lose(&mut self, partitions: &[i32]) -> Result<()> {
+        let committed = self.committed()?;
+        let (stored, dead) = (self.results.stored()?, self.scenario.dead()?);
+        let settled: BTreeSet<Place> = stored.iter().chain(&dead).map(|stored| stored.place).collect();
+        for partition in partitions {
+            let end =
+                usize::try_from(*partition).ok().and_then(|partition| committed.get(partition)).copied().unwrap_or(0);
+            let at = |offset| Place { partition: *partition, offset };
+            let gap = usize::try_from(end)?.saturating_sub(settled.range(at(0)..at(end)).count());
+            // What was lost at an earlier fault is in it.
+            self.lost.insert(*partition, gap);
+        }
+        self.in_hand = self.lost.values().sum();
         Ok(())
     }
 
