@@ -74,7 +74,7 @@ pub const BREAKAGES: &[Breakage] = &[
     Breakage {
         name: "ignore-fence",
         by: &["duplicates within the bound"],
-        story: Story::Row { fault: "host-woken", mode: &EXACTLY_ONCE_POSTGRES, times: 3, rate: 100.0 },
+        story: Story::Row { fault: "host-dispossessed", mode: &EXACTLY_ONCE_POSTGRES, times: 1, rate: 300.0 },
     },
 ];
 

@@ -104,6 +104,17 @@ pub const FAULTS: &[Fault] = &[
         inject: host::woken,
     },
     Fault {
+        name: "host-dispossessed",
+        story: "another owner, whom the group does not know, takes the partitions over in the database and books what is in hand",
+        quick: &[&EXACTLY_ONCE_POSTGRES],
+        full: &[],
+        scene: Scene::TABLE,
+        times: 10,
+        clock: "the take-over → all that was there then is committed",
+        aim: None,
+        inject: database::taken_over,
+    },
+    Fault {
         name: "ingest-killed",
         story: "kill -9 of the host that takes records in, amid requests; it is started again",
         quick: &[&AT_LEAST_ONCE],
