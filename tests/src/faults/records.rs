@@ -126,15 +126,14 @@ pub(super) fn letters_missing(stage: &mut Stage) -> Result<()> {
 
 pub(super) fn letters_denied(stage: &mut Stage) -> Result<()> {
     let letters = stage.letters();
-    let acl = |stage: &mut Stage, change: &str| {
-        let all = [change, "--allow-principal", "User:*", "--operation", "All", "--topic", &letters, "--force"];
-        let deny = [change, "--deny-principal", "User:*", "--operation", "Write", "--topic", &letters, "--force"];
-        // Without the leave for the rest nobody could even see the topic.
-        stage.kafka()?.command("AclCommand", &all)?;
-        stage.kafka()?.command("AclCommand", &deny).map(drop)
+    let acl = |stage: &mut Stage, change: &str, rule: &str, operation: &str| {
+        let rule = [change, rule, "User:*", "--operation", operation, "--topic", &letters, "--force"];
+        stage.kafka()?.command("AclCommand", &rule).map(drop)
     };
-    acl(stage, "--add")?;
-    stalled(stage, "denied", Vec::new(), |stage| acl(stage, "--remove"))
+    // Without the leave for the rest nobody could even see the topic.
+    acl(stage, "--add", "--allow-principal", "All")?;
+    acl(stage, "--add", "--deny-principal", "Write")?;
+    stalled(stage, "denied", Vec::new(), |stage| acl(stage, "--remove", "--deny-principal", "Write"))
 }
 
 /// The record fits into its own topic; its letter does not fit into the one for letters.
