@@ -101,8 +101,9 @@ impl DeadLetters {
                 self.tell(metrics, dead, &error);
             }
             tokio::select! {
-                () = tokio::time::sleep(delay) => delay = (delay * 2).min(DELAY_MAX),
+                biased;
                 () = revoked.cancelled() => return Err(GivenUp),
+                () = tokio::time::sleep(delay) => delay = (delay * 2).min(DELAY_MAX),
             }
         }
     }
