@@ -112,12 +112,14 @@ impl<R: Reader> Task<R> {
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.pause();
         while !self.drained && !self.is_fenced() {
-            let waits = self.outbox_is_full();
+            let crowded = self.outbox_is_full();
+            // While nothing that was settled may be committed, only a call helps: the one of the record that is in the way.
+            let waits = crowded && !self.outbox.as_ref().is_some_and(|outbox| outbox.is_done());
             if !waits {
                 self.start_calls();
             }
             let timer = self.machine.next_timer().map(|at| self.origin + at);
-            let (records, bytes) = if waits { (0, 0) } else { self.room() };
+            let (records, bytes) = if crowded { (0, 0) } else { self.room() };
             let full = records > 0 && bytes == 0;
             let outbox = self.outbox.as_deref();
             let slots = &self.parts.slots;
