@@ -115,14 +115,7 @@ impl Settler {
             Ok(outcomes) => {
                 let mut counts = [0_u64; 5];
                 outcomes.iter().for_each(|outcome| counts[kind(outcome) as usize] += 1);
-                let kinds = [
-                    OutcomeKind::Ack,
-                    OutcomeKind::Skip,
-                    OutcomeKind::Retry,
-                    OutcomeKind::DeadLetter,
-                    OutcomeKind::Untouched,
-                ];
-                for kind in kinds.into_iter().filter(|kind| counts[*kind as usize] > 0) {
+                for kind in OutcomeKind::ALL.into_iter().filter(|kind| counts[*kind as usize] > 0) {
                     revision.outcomes(kind).inc_by(counts[kind as usize]);
                 }
             }

@@ -9,6 +9,7 @@ pub mod lanes;
 pub mod murmur2;
 pub mod offset_tracker;
 pub mod partition;
+pub mod rate;
 pub mod record;
 pub mod retry;
 pub mod revisions;

@@ -19,7 +19,7 @@ use super::budget::Share;
 use super::commit::REFRESH_INTERVAL;
 use super::commit::outbox::Outbox;
 use super::{Config, Parts, Progress};
-use crate::attempt::{self, Attempt, Guarantee, Ownership};
+use crate::attempt::{self, Attempt, Committed, Guarantee, Ownership};
 use crate::broker::Reader;
 use crate::fault::Fault;
 use crate::metrics::{HandlerMetrics, PartitionMetrics};
@@ -38,9 +38,11 @@ pub(super) struct Ties {
     pub(super) owner: Option<Arc<Ownership>>,
     /// What is to be committed in transactions; `None` when offsets are committed alone.
     pub(super) outbox: Option<Arc<Outbox>>,
+    /// Why its records come, in the word that guests read.
+    pub(super) delivery: &'static str,
 }
 
-/// Consumes one assignment of a partition until it is revoked and drained.
+/// Consumes one assignment of a partition until it is revoked and drained, or its range is done.
 pub(super) fn spawn<R: Reader>(
     parts: Arc<Parts>,
     config: Config,
@@ -64,6 +66,7 @@ pub(super) fn spawn<R: Reader>(
         outbox: ties.outbox,
         machine,
         metrics,
+        delivery: ties.delivery,
         parts,
         config,
         origin: Instant::now(),
@@ -90,6 +93,7 @@ struct Task<R> {
     /// Its part of what the host holds.
     share: Share,
     metrics: PartitionMetrics,
+    delivery: &'static str,
     /// The machine's clock counts from here.
     origin: Instant,
     calls: JoinSet<(CallId, Settlement)>,
@@ -111,7 +115,7 @@ impl<R: Reader> Task<R> {
         let mut refresh = tokio::time::interval(REFRESH_INTERVAL);
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.pause();
-        while !self.drained && !self.is_fenced() {
+        while !self.drained && !self.is_fenced() && !self.is_through() {
             let crowded = self.outbox_is_full();
             // While nothing that was settled may be committed, only a call helps: the one of the record that is in the way.
             let waits = crowded && !self.outbox.as_ref().is_some_and(|outbox| outbox.is_done());
@@ -159,7 +163,34 @@ impl<R: Reader> Task<R> {
                 }
             }
         }
+        if self.is_through() {
+            self.finish().await;
+        }
         self.refresh();
+    }
+
+    /// Whether nothing more is to be read, and all that was is settled.
+    fn is_through(&self) -> bool {
+        self.reader.ended() && self.machine.pending() == 0
+    }
+
+    /// Keeps where a range ends, behind offsets that hold no record: whoever goes on there begins behind it.
+    async fn finish(&mut self) {
+        let Some(end) = self.reader.position() else { return };
+        while let Some(owner) = self.owner.as_ref().filter(|owner| owner.next() != Some(end)) {
+            match owner.commit(None, end).await {
+                Ok(Committed::Stored) => {}
+                Ok(Committed::Fenced) => return,
+                Err(error) => {
+                    tracing::warn!(partition = %self.progress.from, %error, "the end of the range is not stored yet");
+                    tokio::select! {
+                        () = tokio::time::sleep(READ_AGAIN_DELAY) => {}
+                        () = self.revoked.cancelled() => return,
+                    }
+                }
+            }
+        }
+        self.progress.set_through(end);
     }
 
     /// Whether somebody else owns the partition: nothing that is done here will ever count.
@@ -224,6 +255,9 @@ impl<R: Reader> Task<R> {
                 partition = %self.progress.from, offsets, from = gone.start, to = gone.end,
                 "records were deleted before this handler has read them; it goes on with those that are left: keep them longer, or make the handler faster"
             );
+        }
+        if chunk.is_empty() {
+            return;
         }
         self.parts.metrics.received_records.inc_by(chunk.len() as u64);
         self.parts.metrics.received_bytes.inc_by(chunk.bytes() as u64);
@@ -323,6 +357,7 @@ impl<R: Reader> Task<R> {
         let (epoch, revoked) = (self.progress.epoch, self.revoked.clone());
         let mut attempt = Attempt::new(from.clone(), epoch, call.records, guarantee, call_deadline, revoked);
         attempt.owner = self.owner.clone();
+        attempt.delivery = self.delivery;
         self.calls.spawn(async move {
             let run = attempt::run(&*parts.handler, &parts.settler, attempt, slot);
             let settlement = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {

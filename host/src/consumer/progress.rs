@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tidemill_core::record::{Offset, TopicPartition};
 use tokio::sync::Notify;
 
+use super::moving::{MoveError, Moved, Moves};
 use crate::settle::Stop;
 
 /// No offset is known yet.
@@ -38,6 +39,8 @@ pub struct Progress {
     oldest_ms: AtomicI64,
     /// The record at which the partition stands still.
     stopped: Mutex<Option<Stop>>,
+    /// All of a range is done, and the task has ended by itself.
+    through: AtomicBool,
 }
 
 /// An offset that may be committed, and the assignment that may commit it.
@@ -64,11 +67,18 @@ impl Progress {
             pending: AtomicU64::new(0),
             oldest_ms: AtomicI64::new(UNKNOWN),
             stopped: Mutex::default(),
+            through: AtomicBool::new(false),
         }
     }
 
     pub(super) fn set_stopped(&self, stop: Option<Stop>) {
         *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = stop;
+    }
+
+    /// All up to here is done, and nothing more is to be.
+    pub(super) fn set_through(&self, end: Offset) {
+        self.set_committable(end);
+        self.through.store(true, Ordering::Release);
     }
 
     pub(super) fn set_committable(&self, offset: Offset) {
@@ -143,6 +153,7 @@ impl Progress {
             lag: end.zip(committable).map(|(end, committable)| (end - committable).max(0)),
             oldest_ms: known(self.oldest_ms.load(Ordering::Relaxed)),
             stopped: self.stopped.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            through: self.through.load(Ordering::Acquire),
         }
     }
 }
@@ -164,12 +175,16 @@ pub struct PartitionView {
     pub oldest_ms: Option<i64>,
     /// The record at which it stands still, as the handler's policy says.
     pub stopped: Option<Stop>,
+    /// Whether a range was to be read, and all of it is done.
+    pub through: bool,
 }
 
 /// A handler's place in its group, as others see it.
 #[derive(Debug, Default)]
 pub struct Membership {
     state: Mutex<State>,
+    /// Where an operator wants partitions to begin.
+    pub(super) moves: Moves,
 }
 
 #[derive(Debug, Default)]
@@ -202,6 +217,12 @@ impl Membership {
             state.paused = paused;
             state.partitions.values().for_each(|progress| progress.pause(paused));
         });
+    }
+
+    /// Lets partitions that are assigned here begin at these places, which must lie between their oldest records and their
+    /// ends; keeps that for whoever gets them next, and says which they were.
+    pub async fn move_to(&self, places: BTreeMap<TopicPartition, Offset>) -> Result<Vec<Moved>, MoveError> {
+        self.moves.wish(places).await
     }
 
     /// Whether it is paused.

@@ -7,6 +7,7 @@ mod bounds;
 mod commits;
 mod database;
 mod drain;
+mod moving;
 mod order;
 mod pause;
 mod policy;
