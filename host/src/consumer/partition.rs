@@ -256,7 +256,7 @@ impl<R: Reader> Task<R> {
     }
 
     fn start_call(&mut self, slot: OwnedSemaphorePermit) {
-        self.on(Event::Slot);
+        self.on(Event::Slot { spare: self.parts.slots.available_permits() + 1 });
         let mut slot = Some(slot);
         for action in std::mem::take(&mut self.actions) {
             match action {
@@ -271,7 +271,7 @@ impl<R: Reader> Task<R> {
     }
 
     fn on(&mut self, event: Event) {
-        let answers_slot = matches!(event, Event::Slot);
+        let answers_slot = matches!(event, Event::Slot { .. });
         self.machine.on(self.origin.elapsed(), event, &mut self.actions);
         if answers_slot {
             return;
