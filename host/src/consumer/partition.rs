@@ -205,7 +205,7 @@ impl<R: Reader> Task<R> {
         let bounds = &self.config.bounds;
         let records = self.machine.room();
         let some = bounds.call_records_max.max(bounds.records_max / READ_SHARE);
-        let worthwhile = some.min(bounds.records_max / 2).max(1);
+        let worthwhile = some.min(bounds.records_max / 2).min(bounds.span_max / 2).max(1);
         if Fault::DropOnFull.is_on() {
             return (worthwhile, bounds.bytes_max);
         }
