@@ -1,5 +1,6 @@
 //! The means by which promises are checked from outside: real servers, the real binary, and a ledger of its own.
 
+pub mod books;
 pub mod breakages;
 pub mod checker;
 pub mod client;
