@@ -118,9 +118,16 @@ static ALARMS: LazyLock<Option<&'static Alarms>> = LazyLock::new(|| {
 /// Moments at which somebody is to be woken.
 #[derive(Debug, Default)]
 struct Alarms {
-    /// By moment, and by a number that tells those of one moment apart.
-    set: Mutex<(BTreeMap<(Instant, u64), oneshot::Sender<()>>, u64)>,
+    set: Mutex<Set>,
     sooner: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Set {
+    /// By moment, and by a number that tells those of one moment apart.
+    alarms: BTreeMap<(Instant, u64), oneshot::Sender<()>>,
+    /// The last of the numbers.
+    number: u64,
 }
 
 impl Alarms {
@@ -128,10 +135,10 @@ impl Alarms {
     fn set(&self, moment: Instant) -> oneshot::Receiver<()> {
         let (alarm, rung) = oneshot::channel();
         let mut set = self.lock();
-        set.1 += 1;
-        let key = (moment, set.1);
-        set.0.insert(key, alarm);
-        if set.0.first_key_value().is_some_and(|(first, _)| *first == key) {
+        set.number += 1;
+        let key = (moment, set.number);
+        set.alarms.insert(key, alarm);
+        if set.alarms.first_key_value().is_some_and(|(first, _)| *first == key) {
             self.sooner.notify_one();
         }
         rung
@@ -140,8 +147,8 @@ impl Alarms {
     fn ring(&self) {
         let mut set = self.lock();
         loop {
-            let later = set.0.split_off(&(Instant::now(), u64::MAX));
-            let due = std::mem::replace(&mut set.0, later);
+            let later = set.alarms.split_off(&(Instant::now(), u64::MAX));
+            let due = std::mem::replace(&mut set.alarms, later);
             if !due.is_empty() {
                 drop(set);
                 for alarm in due.into_values() {
@@ -151,7 +158,8 @@ impl Alarms {
                 set = self.lock();
                 continue;
             }
-            let next = set.0.first_key_value().map(|((moment, _), _)| moment.saturating_duration_since(Instant::now()));
+            let first = set.alarms.first_key_value();
+            let next = first.map(|((moment, _), _)| moment.saturating_duration_since(Instant::now()));
             set = match next {
                 Some(wait) => self.sooner.wait_timeout(set, wait).unwrap_or_else(PoisonError::into_inner).0,
                 None => self.sooner.wait(set).unwrap_or_else(PoisonError::into_inner),
@@ -159,7 +167,7 @@ impl Alarms {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, (BTreeMap<(Instant, u64), oneshot::Sender<()>>, u64)> {
+    fn lock(&self) -> MutexGuard<'_, Set> {
         self.set.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -189,7 +197,7 @@ mod tests {
         let far = Instant::now() + Duration::from_secs(3600);
         let ended = tokio::time::timeout(Duration::from_millis(1), until(far)).await;
         assert!(ended.is_err(), "it waits");
-        let kept = alarms.lock().0.keys().any(|(moment, _)| *moment == far);
+        let kept = alarms.lock().alarms.keys().any(|(moment, _)| *moment == far);
         assert!(!kept, "a wait that is far from over has no alarm yet");
     }
 }
