@@ -1,7 +1,7 @@
 //! tidemill.toml and the environment → [`Config`], checked; binds nothing.
 //!
-//! Every room owns its own `Config`; this one reads, merges and checks them. Handlers have manifests of their own
-//! ([`manifest`]), so that one can be dropped in while the host runs.
+//! Every room owns its own `Config`, in which each bound has a name (ARCH-6); this one reads, merges and checks them.
+//! Handlers have manifests of their own ([`manifest`]), so that one can be dropped in while the host runs.
 
 pub mod manifest;
 pub mod units;

@@ -159,6 +159,7 @@ impl<B: Broker> Group<B> {
             self.membership.failed(&cause);
             tracing::error!(group = self.config.subscription.group, cause, "the consumer failed and joins again");
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(REJOIN_DELAY) => {}
                 () = stop.cancelled() => {}
             }
@@ -253,6 +254,7 @@ impl<B: Broker> Group<B> {
         stop: &CancellationToken,
     ) -> Result<(), String> {
         let TakenOver { mut owners, places } = tokio::select! {
+            biased;
             taken = self.take_over(partitions) => taken?,
             () = stop.cancelled() => return Err("the handler stops while partitions are assigned".to_owned()),
         };
@@ -273,15 +275,15 @@ impl<B: Broker> Group<B> {
             let revoked = CancellationToken::new();
             let owner = owners.remove(&from);
             let outbox = self.transactor.as_ref().map(|transactor| transactor.assigned(&progress));
+            self.membership.assigned(Arc::clone(&progress));
             let task = partition::spawn(
                 Arc::clone(&self.parts),
                 self.config.clone(),
                 reader,
                 Arc::clone(&progress),
-                partition::Ties { owner: owner.clone(), outbox, paused: self.membership.pauses() },
+                partition::Ties { owner: owner.clone(), outbox },
                 revoked.clone(),
             );
-            self.membership.assigned(Arc::clone(&progress));
             self.assigned.insert(from, Assigned { progress, revoked, owner, task });
         }
         self.membership.joined();

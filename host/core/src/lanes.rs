@@ -346,3 +346,6 @@ impl Room {
         self.bytes = self.bytes.saturating_sub(entry.record.bytes());
     }
 }
+
+#[cfg(test)]
+mod tests;

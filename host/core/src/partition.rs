@@ -8,6 +8,7 @@
 //! `ahead_max` records are below the offset that was asked for and not done, which is what a crash loses at most.
 //!
 //! STOP-1: a partition that stopped at a record runs neither it nor anything behind it until it is resumed.
+//! DRAIN-1: what is settled when a revoked partition is drained is committed, unless a failure lies before it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tidemill_core::partition::{Action, Call, CallId, Event, Partition, Verdict};
 use tidemill_core::record::{Chunk, Offset};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -40,8 +40,6 @@ pub(super) struct Ties {
     pub(super) owner: Option<Arc<Ownership>>,
     /// What is to be committed in transactions; `None` when offsets are committed alone.
     pub(super) outbox: Option<Arc<Outbox>>,
-    /// Whether an operator has paused the handler.
-    pub(super) paused: watch::Receiver<bool>,
 }
 
 /// Consumes one assignment of a partition until it is revoked and drained.
@@ -68,7 +66,6 @@ pub(super) fn spawn<R: Reader>(
         outbox: ties.outbox,
         machine,
         metrics,
-        paused: ties.paused,
         parts,
         config,
         origin: Instant::now(),
@@ -95,7 +92,6 @@ struct Task<R> {
     /// Its part of what the host holds.
     share: Share,
     metrics: PartitionMetrics,
-    paused: watch::Receiver<bool>,
     /// The machine's clock counts from here.
     origin: Instant,
     calls: JoinSet<(CallId, Settlement)>,
@@ -118,12 +114,14 @@ impl<R: Reader> Task<R> {
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.pause();
         while !self.drained && !self.is_fenced() {
-            let waits = self.outbox_is_full();
+            let crowded = self.outbox_is_full();
+            // While nothing that was settled may be committed, only a call helps: the one of the record that is in the way.
+            let waits = crowded && !self.outbox.as_ref().is_some_and(|outbox| outbox.is_done());
             if !waits {
                 self.start_calls();
             }
             let timer = self.machine.next_timer().map(|at| self.origin + at);
-            let (records, bytes) = if waits { (0, 0) } else { self.room() };
+            let (records, bytes) = if crowded { (0, 0) } else { self.room() };
             let full = records > 0 && bytes == 0;
             let outbox = self.outbox.as_deref();
             let slots = &self.parts.slots;
@@ -140,7 +138,7 @@ impl<R: Reader> Task<R> {
                 offset = self.progress.confirmation(), if self.config.guarantee == Guarantee::AtMostOnce => {
                     self.on(Event::Committed(offset));
                 }
-                Ok(()) = self.paused.changed() => self.pause(),
+                () = self.progress.pausing() => self.pause(),
                 () = until(timer), if timer.is_some() => self.on(Event::Timer),
                 () = until(read_again), if read_again.is_some() => read_again = None,
                 slot = Arc::clone(slots).acquire_owned(), if self.machine.wants_slot() && !waits => match slot {
@@ -213,8 +211,7 @@ impl<R: Reader> Task<R> {
     }
 
     fn pause(&mut self) {
-        let paused = *self.paused.borrow_and_update();
-        self.on(Event::Paused(paused));
+        self.on(Event::Paused(self.progress.is_paused()));
     }
 
     /// Whether more outputs wait for their transactions, or more records, than a crash may repeat.

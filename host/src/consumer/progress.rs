@@ -1,11 +1,11 @@
 //! How far each partition has come: written by its task, read by commits, metrics and the admin.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tidemill_core::record::{Offset, TopicPartition};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::settle::Stop;
 
@@ -26,6 +26,10 @@ pub struct Progress {
     confirmation: Notify,
     /// Records that the end of the process would lose; none but at most once.
     at_stake: AtomicU64,
+    /// Whether an operator has paused the handler.
+    paused: AtomicBool,
+    /// Tells the partition's task that `paused` was set.
+    pausing: Notify,
     /// Where the partition stands while nothing was settled.
     position: AtomicI64,
     end: AtomicI64,
@@ -53,6 +57,8 @@ impl Progress {
             confirmed: AtomicI64::new(UNKNOWN),
             confirmation: Notify::new(),
             at_stake: AtomicU64::new(0),
+            paused: AtomicBool::new(false),
+            pausing: Notify::new(),
             position: AtomicI64::new(UNKNOWN),
             end: AtomicI64::new(UNKNOWN),
             pending: AtomicU64::new(0),
@@ -88,6 +94,20 @@ impl Progress {
     /// Records that are committed, or may be, and not done.
     pub(super) fn at_stake(&self) -> u64 {
         self.at_stake.load(Ordering::Relaxed)
+    }
+
+    fn pause(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Release);
+        self.pausing.notify_one();
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
+    }
+
+    /// Waits until the handler is paused or goes on; may also return without reason. Cancel-safe; one task waits.
+    pub(super) async fn pausing(&self) {
+        self.pausing.notified().await;
     }
 
     pub(super) fn set_load(
@@ -150,12 +170,12 @@ pub struct PartitionView {
 #[derive(Debug, Default)]
 pub struct Membership {
     state: Mutex<State>,
-    paused: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     joined: bool,
+    paused: bool,
     failure: Option<String>,
     partitions: BTreeMap<TopicPartition, Arc<Progress>>,
 }
@@ -178,16 +198,15 @@ impl Membership {
 
     /// Starts no more calls, or goes on. The member keeps its partitions and its place in them.
     pub fn pause(&self, paused: bool) {
-        self.paused.send_replace(paused);
+        self.with(|state| {
+            state.paused = paused;
+            state.partitions.values().for_each(|progress| progress.pause(paused));
+        });
     }
 
     /// Whether it is paused.
     pub fn is_paused(&self) -> bool {
-        *self.paused.borrow()
-    }
-
-    pub(super) fn pauses(&self) -> watch::Receiver<bool> {
-        self.paused.subscribe()
+        self.with(|state| state.paused)
     }
 
     pub(super) fn joining(&self) {
@@ -209,11 +228,15 @@ impl Membership {
     }
 
     pub(super) fn left(&self) {
-        self.with(|state| *state = State::default());
+        self.with(|state| *state = State { paused: state.paused, ..State::default() });
     }
 
+    /// A new assignment, which from now on hears of pauses.
     pub(super) fn assigned(&self, progress: Arc<Progress>) {
-        self.with(|state| state.partitions.insert(progress.from.clone(), progress));
+        self.with(|state| {
+            progress.pause(state.paused);
+            state.partitions.insert(progress.from.clone(), progress);
+        });
     }
 
     /// Forgets an assignment, unless a newer one of the same partition has taken its place.

@@ -10,6 +10,7 @@ mod drain;
 mod order;
 mod pause;
 mod policy;
+mod simulation;
 mod transactions;
 
 use std::collections::{BTreeMap, BTreeSet};

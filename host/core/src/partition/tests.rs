@@ -504,10 +504,23 @@ fn chunk(offset: Offset, key: &str) -> Arc<Chunk> {
 /// A random step of a story; numbers choose among what is possible then.
 #[derive(Debug, Clone)]
 enum Step {
-    Receive { gap: i64, key: u8 },
-    Return { pick: prop::sample::Index, verdicts: Vec<u8> },
-    Wait { millis: u64 },
-    Spare { calls: usize },
+    Receive {
+        gap: i64,
+        key: u8,
+    },
+    Return {
+        pick: prop::sample::Index,
+        verdicts: Vec<u8>,
+    },
+    Wait {
+        millis: u64,
+    },
+    Pause(bool),
+    /// What stopped the partition may be mended.
+    Resume,
+    Spare {
+        calls: usize,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -517,6 +530,8 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(pick, verdicts)| Step::Return { pick, verdicts }),
         1 => (0_u64..200).prop_map(|millis| Step::Wait { millis }),
         1 => (1_usize..6).prop_map(|calls| Step::Spare { calls }),
+        1 => any::<bool>().prop_map(Step::Pause),
+        1 => Just(Step::Resume),
     ]
 }
 
@@ -525,7 +540,8 @@ fn order() -> impl Strategy<Value = Order> {
 }
 
 proptest! {
-    /// OFF-1 to OFF-3, LANE-1 and LANE-2 under random stories, against a list of what was received and settled.
+    /// OFF-1 to OFF-3, LANE-1, LANE-2 and STOP-1 under random stories of pauses, stops and failures, against a list of what
+    /// was received and settled.
     #[test]
     fn keeps_its_invariants_in_any_story(
         order in order(),
@@ -651,6 +667,7 @@ struct Model {
     settled: BTreeMap<Offset, bool>,
     running: Vec<(CallId, Vec<Offset>)>,
     stopped: Option<Offset>,
+    paused: bool,
     committed: Offset,
     revoked: bool,
     drained: bool,
@@ -668,6 +685,7 @@ impl Default for Model {
             settled: BTreeMap::new(),
             running: Vec::new(),
             stopped: None,
+            paused: false,
             committed: 0,
             revoked: false,
             drained: false,
@@ -711,7 +729,20 @@ impl Model {
                 self.on(Event::Timer);
             }
             Step::Spare { calls } => self.spare = calls,
+            Step::Pause(paused) => self.pause(paused),
+            Step::Resume => {
+                self.stopped = None;
+                self.on(Event::Resumed);
+            }
         }
+        assert!(!self.paused || self.partition.room() == 0, "a paused partition takes nothing in");
+        assert!(self.stopped.is_none() || self.partition.room() == 0, "STOP-1: it takes nothing more in");
+        assert_eq!(self.partition.stopped_at(), self.stopped, "STOP-1");
+    }
+
+    fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+        self.on(Event::Paused(paused));
     }
 
     /// Outcomes as the host gives them: once a lane has one that does not settle, the rest of it is untouched.
@@ -777,6 +808,7 @@ impl Model {
     fn invoked(&mut self, call: &Call) {
         let offsets: Vec<Offset> = call.records.iter().map(|record| record.record.offset()).collect();
         assert!(offsets.is_sorted(), "LANE-1: in offset order");
+        assert!(!self.paused, "a paused partition calls nobody");
         assert!(self.stopped.is_none_or(|stopped| offsets.iter().all(|offset| *offset < stopped)), "STOP-1");
         for offset in &offsets {
             let lane = self.lane(*offset);
@@ -795,6 +827,7 @@ impl Model {
         // What lies before a stop is worked off without it.
         self.now += Duration::from_secs(1);
         self.on(Event::Timer);
+        self.pause(false);
         self.stopped = None;
         self.on(Event::Resumed);
     }
