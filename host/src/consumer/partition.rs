@@ -27,6 +27,8 @@ use crate::settle::{Settlement, Stop};
 
 /// Waits before a partition whose reader failed is read again.
 const READ_AGAIN_DELAY: Duration = Duration::from_secs(1);
+/// A full partition is read again once this part of its records is settled, so that small calls do not make small reads.
+const READ_SHARE: usize = 16;
 /// A record whose attempt panicked in the host itself waits this long.
 const PANIC_DELAY: Duration = Duration::from_secs(1);
 /// How often it is told that a partition stands still at a record.
@@ -231,7 +233,8 @@ impl<R: Reader> Task<R> {
     fn room(&self) -> (usize, usize) {
         let bounds = &self.config.bounds;
         let records = self.machine.room();
-        let worthwhile = bounds.call_records_max.min(bounds.records_max / 2).max(1);
+        let some = bounds.call_records_max.max(bounds.records_max / READ_SHARE);
+        let worthwhile = some.min(bounds.records_max / 2).min(bounds.span_max / 2).max(1);
         if Fault::DropOnFull.is_on() {
             return (worthwhile, bounds.bytes_max);
         }
@@ -287,7 +290,7 @@ impl<R: Reader> Task<R> {
     }
 
     fn start_call(&mut self, slot: OwnedSemaphorePermit) {
-        self.on(Event::Slot);
+        self.on(Event::Slot { spare: self.parts.slots.available_permits() + 1 });
         let mut slot = Some(slot);
         for action in std::mem::take(&mut self.actions) {
             match action {
@@ -302,7 +305,7 @@ impl<R: Reader> Task<R> {
     }
 
     fn on(&mut self, event: Event) {
-        let answers_slot = matches!(event, Event::Slot);
+        let answers_slot = matches!(event, Event::Slot { .. });
         self.machine.on(self.origin.elapsed(), event, &mut self.actions);
         if answers_slot {
             return;
