@@ -146,7 +146,8 @@ pub trait Transactions: Send + 'static {
     fn init(&mut self) -> impl Future<Output = Result<(), TransactionError>> + Send;
 
     /// Adds records to the transaction, in order. Resolves when they are queued; what became of them is told by the commit.
-    fn send(&mut self, records: &[Outgoing]) -> impl Future<Output = Result<(), TransactionError>> + Send;
+    /// They are shared, because whoever sends them may have to send them again.
+    fn send(&mut self, records: Arc<Vec<Outgoing>>) -> impl Future<Output = Result<(), TransactionError>> + Send;
 
     /// Waits until nothing is in flight, then keeps the records together with the offsets, each the next to be read.
     ///

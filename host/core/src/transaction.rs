@@ -160,15 +160,19 @@ impl<T> Outbox<T> {
         let mut marks = self.marks?;
         let held = self.barrier.filter(|(_, until)| now < *until).map(|(from, _)| from);
         let end = held.map_or(marks.frontier, |from| from.min(marks.frontier));
-        let mut items = Vec::new();
+        let behind = self.waiting.split_off(&end);
+        let mut passed = std::mem::replace(&mut self.waiting, behind).into_iter();
+        let mut items = Vec::with_capacity(passed.len());
         let mut upto = end;
-        while let Some(first) = self.waiting.first_entry().filter(|first| *first.key() < end) {
-            let weight = first.get().0;
+        while let Some((offset, (weight, what))) = passed.next() {
             if !filling.admit(weight) {
-                upto = *first.key();
+                upto = offset;
+                let mut left = BTreeMap::from([(offset, (weight, what))]);
+                left.extend(passed);
+                left.append(&mut self.waiting);
+                self.waiting = left;
                 break;
             }
-            let (offset, (weight, what)) = first.remove_entry();
             items.push(Item { offset, weight, what });
         }
         if upto <= marks.entered {

@@ -86,8 +86,8 @@ impl Transactions for EmbeddedTransactions {
         }
     }
 
-    fn send(&mut self, records: &[Outgoing]) -> impl Future<Output = Result<(), TransactionError>> + Send {
-        self.records.extend_from_slice(records);
+    fn send(&mut self, records: Arc<Vec<Outgoing>>) -> impl Future<Output = Result<(), TransactionError>> + Send {
+        self.records.extend_from_slice(&records);
         std::future::ready(Ok(()))
     }
 

@@ -248,7 +248,7 @@ impl Transactions for WatchedTransactions {
         self.log.init().await
     }
 
-    async fn send(&mut self, records: &[Outgoing]) -> Result<(), TransactionError> {
+    async fn send(&mut self, records: Arc<Vec<Outgoing>>) -> Result<(), TransactionError> {
         self.log.send(records).await
     }
 

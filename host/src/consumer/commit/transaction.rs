@@ -181,11 +181,11 @@ struct Body<B: Broker> {
 struct Open {
     filling: Filling,
     parts: Vec<Part>,
-    /// All outputs, in the order of sending.
-    outputs: Vec<Outgoing>,
-    /// How many of them are with the producer.
-    sent: usize,
-    /// Whose they are, in the same order, with what is known of each record but its outputs.
+    /// Outputs that are with the producer, in the order of sending.
+    sent: Vec<Arc<Vec<Outgoing>>>,
+    /// Outputs behind those that are not.
+    unsent: Vec<Outgoing>,
+    /// Whose all of them are, in the same order, with what is known of each record but its outputs.
     items: Vec<(usize, Item<Produced>)>,
 }
 
@@ -199,7 +199,7 @@ struct Part {
 impl Open {
     fn new(limits: Limits) -> Self {
         let filling = Filling::new(limits);
-        Self { filling, parts: Vec::new(), outputs: Vec::new(), sent: 0, items: Vec::new() }
+        Self { filling, parts: Vec::new(), sent: Vec::new(), unsent: Vec::new(), items: Vec::new() }
     }
 
     fn is_empty(&self) -> bool {
@@ -219,7 +219,7 @@ impl Open {
         self.parts[part].upto = entry.upto;
         for mut item in entry.items {
             self.parts[part].bytes += item.weight.bytes;
-            self.outputs.append(&mut item.what.outputs);
+            self.unsent.append(&mut item.what.outputs);
             self.items.push((part, item));
         }
     }
@@ -228,16 +228,31 @@ impl Open {
         self.parts.iter().map(|part| (part.outbox.progress.from.clone(), part.upto)).collect()
     }
 
+    /// What has been given to the producer, or is going to be, in order.
+    fn take_outputs(&mut self) -> Vec<Outgoing> {
+        let sent = self.sent.drain(..).map(|sent| Arc::try_unwrap(sent).unwrap_or_else(|shared| (*shared).clone()));
+        let mut outputs: Vec<Outgoing> = sent.flatten().collect();
+        outputs.append(&mut self.unsent);
+        outputs
+    }
+
+    /// Ends it with everything kept.
+    fn clear(&mut self) {
+        self.parts.clear();
+        self.sent.clear();
+        self.unsent.clear();
+        self.items.clear();
+        self.filling.clear();
+    }
+
     /// Ends it: gives back its parts and, for each, its items, whole again.
     fn take(&mut self) -> Vec<(Part, Vec<Item<Produced>>)> {
+        let mut outputs = self.take_outputs().into_iter();
         let mut parts: Vec<_> = self.parts.drain(..).map(|part| (part, Vec::new())).collect();
-        let mut outputs = self.outputs.drain(..);
         for (part, mut item) in self.items.drain(..) {
             item.what.outputs = outputs.by_ref().take(item.weight.records).collect();
             parts[part].1.push(item);
         }
-        drop(outputs);
-        self.sent = 0;
         self.filling.clear();
         parts
     }
@@ -299,11 +314,12 @@ impl<B: Broker> Body<B> {
 
     async fn send(&mut self) -> Result<(), TransactionError> {
         let Some(producer) = &mut self.producer else { return Ok(()) };
-        if self.open.sent < self.open.outputs.len() {
-            producer.send(&self.open.outputs[self.open.sent..]).await?;
-            self.open.sent = self.open.outputs.len();
+        if self.open.unsent.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let outputs = Arc::new(std::mem::take(&mut self.open.unsent));
+        self.open.sent.push(Arc::clone(&outputs));
+        producer.send(outputs).await
     }
 
     /// Commits the open transaction.
@@ -323,11 +339,14 @@ impl<B: Broker> Body<B> {
                 let metrics = &self.parts.metrics;
                 metrics.transactions(TransactionResult::Committed).inc();
                 metrics.transaction_seconds.observe(started.elapsed().as_secs_f64());
-                metrics.transaction_records.observe(self.open.outputs.len() as f64);
-                for (part, items) in self.open.take() {
-                    self.parts.settler.committed(&part.outbox.progress.from, &items);
+                metrics.transaction_records.observe(self.open.filling.weight().records as f64);
+                for (part, item) in &self.open.items {
+                    self.parts.settler.committed(&self.open.parts[*part].outbox.progress.from, item);
+                }
+                for part in &self.open.parts {
                     part.outbox.confirmed(part.upto, part.bytes);
                 }
+                self.open.clear();
                 self.shared.ended.notify_waiters();
             }
             Err(error) => self.failed(error).await,
@@ -340,7 +359,7 @@ impl<B: Broker> Body<B> {
         let result = if unknown { TransactionResult::Unknown } else { TransactionResult::Aborted };
         self.parts.metrics.transactions(result).inc();
         tracing::warn!(
-            group = self.group, %error, outputs = self.open.outputs.len(), failures = self.failures,
+            group = self.group, %error, outputs = self.open.filling.weight().records, failures = self.failures,
             "a transaction was not committed; what it held is sent again, unless it turns out to be committed"
         );
         if let TransactionError::Refused(refused) = &error {
@@ -352,7 +371,7 @@ impl<B: Broker> Body<B> {
         for (part, items) in self.open.take() {
             let committed = settled.iter().any(|from| *from == part.outbox.progress.from);
             if committed {
-                self.parts.settler.committed(&part.outbox.progress.from, &items);
+                items.iter().for_each(|item| self.parts.settler.committed(&part.outbox.progress.from, item));
                 part.outbox.confirmed(part.upto, part.bytes);
             } else {
                 part.outbox.put_back(items);
@@ -437,7 +456,7 @@ impl<B: Broker> Body<B> {
         let now = self.origin.elapsed();
         let mut refused = refused.iter().peekable();
         let mut first = 0;
-        let mut outputs = std::mem::take(&mut self.open.outputs).into_iter();
+        let mut outputs = self.open.take_outputs().into_iter();
         for (part, item) in &mut self.open.items {
             let end = first + item.weight.records;
             let mut own: Vec<Outgoing> = outputs.by_ref().take(item.weight.records).collect();
@@ -458,7 +477,7 @@ impl<B: Broker> Body<B> {
                 }
                 own = std::mem::take(&mut item.what.outputs);
             }
-            self.open.outputs.append(&mut own);
+            self.open.unsent.append(&mut own);
             first = end;
         }
     }

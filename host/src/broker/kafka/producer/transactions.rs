@@ -101,6 +101,10 @@ impl KafkaTransactions {
     fn check_sent(sent: &[Arc<Batch>]) -> Result<(), TransactionError> {
         let (mut refused, mut failed, mut place) = (Vec::new(), None, 0);
         for batch in sent {
+            if batch.is_stored() {
+                place += batch.records().len();
+                continue;
+            }
             for (at, record) in batch.records().iter().enumerate() {
                 match outcome(record, batch.report(at)) {
                     Ok(_) => {}
@@ -142,12 +146,12 @@ impl Transactions for KafkaTransactions {
         taken
     }
 
-    async fn send(&mut self, records: &[Outgoing]) -> Result<(), TransactionError> {
+    async fn send(&mut self, records: Arc<Vec<Outgoing>>) -> Result<(), TransactionError> {
         if records.is_empty() {
             return Ok(());
         }
         self.begin()?;
-        let batch = Batch::new(records.to_vec());
+        let batch = Batch::new(records);
         self.sent.push(Arc::clone(&batch));
         let mut unqueued = Unqueued { batch, next: 0 };
         loop {
