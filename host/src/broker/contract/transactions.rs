@@ -127,6 +127,24 @@ pub async fn a_dropped_transaction_leaves_nothing<B: Broker>(broker: &B, name: &
     member.end(Ending::Drop).await;
 }
 
+/// What was not committed can be ended once more, which leaves nothing either.
+pub async fn a_swept_transaction_leaves_nothing<B: Broker>(broker: &B, name: &str) {
+    let stage = Stage::new(broker, name).await;
+    let (member, place) = stage.member().await;
+    let mut transactions = stage.transactions().await;
+    let at = |offset| [(stage.from.clone(), offset)];
+    within(transactions.send(stage.outputs(0..3))).await.expect("queued");
+    within(transactions.abort()).await.expect("aborted");
+    within(transactions.sweep(&stage.outputs(0..1), &at(3), &place)).await.expect("swept");
+    assert_eq!(stage.committed().await, None);
+    within(transactions.sweep(&[], &at(3), &place)).await.expect("swept with nothing to produce");
+    within(transactions.send(stage.outputs(3..5))).await.expect("queued");
+    within(transactions.commit(&at(2), &place)).await.expect("committed");
+    assert_eq!(stage.committed().await, Some(2));
+    stage.reads("all", 3..5).await;
+    member.end(Ending::Drop).await;
+}
+
 /// A member commits in transactions what it holds, in each generation of its group, and not what went to another member.
 pub async fn a_member_commits_only_what_it_holds<B: Broker>(broker: &B, name: &str) {
     let bench = Bench::new(broker, name);

@@ -116,6 +116,16 @@ impl Transactions for EmbeddedTransactions {
         std::future::ready(Ok(()))
     }
 
+    /// One database forgets nothing.
+    fn sweep(
+        &mut self,
+        _samples: &[Outgoing],
+        _offsets: &[(TopicPartition, Offset)],
+        _member: &Arc<Membership>,
+    ) -> impl Future<Output = Result<(), TransactionError>> + Send {
+        std::future::ready(Ok(()))
+    }
+
     async fn committed(
         &mut self,
         partitions: &[TopicPartition],

@@ -4,6 +4,9 @@
 //! A transaction that is not committed is not read again but sent again: its outputs are kept until the broker has
 //! confirmed them, so that no guest is called twice for it. When nobody knows how one ended, its producer is given
 //! up, another one takes its id over, which ends what was open, and what the group has committed by then says the rest.
+//!
+//! Behind a transaction that failed because a broker had trouble, what it left is ended once more before anything is committed:
+//! see [`Transactions::sweep`].
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -89,6 +92,7 @@ impl<B: Broker> Transactor<B> {
             origin: Instant::now(),
             producer: None,
             open: Open::new(limits),
+            left: Left::default(),
             failures: 0,
         };
         Self { shared, stop, task: tokio::spawn(body.run()) }
@@ -173,8 +177,18 @@ struct Body<B: Broker> {
     /// Has taken the id over. `None`: the last one was given up.
     producer: Option<B::Transactions>,
     open: Open,
+    /// What may still be open of transactions that failed.
+    left: Left,
     /// Transactions that failed since the last one that was committed.
     failures: u32,
+}
+
+/// What brokers that had trouble may have left open, until it is ended once more.
+#[derive(Default)]
+struct Left {
+    /// One record for each topic.
+    samples: BTreeMap<Arc<str>, Outgoing>,
+    offsets: BTreeMap<TopicPartition, Offset>,
 }
 
 /// The open transaction.
@@ -222,6 +236,18 @@ impl Open {
             self.unsent.append(&mut item.what.outputs);
             self.items.push((part, item));
         }
+    }
+
+    /// Notes where it may stay open: the smallest record of each topic will do.
+    fn note_in(&self, left: &mut Left) {
+        for output in self.sent.iter().flat_map(|sent| sent.iter()) {
+            match left.samples.get_mut(&output.topic) {
+                Some(sample) if sample.bytes() <= output.bytes() => {}
+                Some(sample) => *sample = output.clone(),
+                None => drop(left.samples.insert(Arc::clone(&output.topic), output.clone())),
+            }
+        }
+        left.offsets.extend(self.offsets());
     }
 
     fn offsets(&self) -> Vec<(TopicPartition, Offset)> {
@@ -276,6 +302,11 @@ impl<B: Broker> Body<B> {
     async fn turn(&mut self) {
         if self.producer.is_none() {
             self.take_over().await;
+        }
+        if let Err(error) = self.sweep().await {
+            tracing::warn!(group = self.group, %error, "what an earlier transaction may have left open is not ended yet; outputs wait for it");
+            self.end_open(&error).await;
+            return self.wait_longer().await;
         }
         let now = self.origin.elapsed();
         self.fill(now);
@@ -368,6 +399,9 @@ impl<B: Broker> Body<B> {
         self.end_open(&error).await;
         let settled =
             if unknown && !Fault::NewTransactionAfterUnknown.is_on() { self.resolve().await } else { Vec::new() };
+        if settled.is_empty() && is_trouble(&error) {
+            self.open.note_in(&mut self.left);
+        }
         for (part, items) in self.open.take() {
             let committed = settled.iter().any(|from| *from == part.outbox.progress.from);
             if committed {
@@ -378,9 +412,34 @@ impl<B: Broker> Body<B> {
             }
         }
         self.shared.ended.notify_waiters();
+        self.wait_longer().await;
+    }
+
+    async fn wait_longer(&mut self) {
         let delay = DELAY_MIN.saturating_mul(1 << self.failures.min(16)).min(DELAY_MAX);
         self.failures += 1;
         tokio::time::sleep(delay).await;
+    }
+
+    /// Ends once more what brokers that had trouble may have left open.
+    async fn sweep(&mut self) -> Result<(), TransactionError> {
+        let Left { samples, offsets } = &self.left;
+        let member = self.shared.state().member.clone();
+        let (Some(producer), Some(member), false) =
+            (&mut self.producer, member, samples.is_empty() && offsets.is_empty())
+        else {
+            return Ok(());
+        };
+        let samples: Vec<Outgoing> = samples.values().cloned().collect();
+        let offsets: Vec<_> = offsets.iter().map(|(from, offset)| (from.clone(), *offset)).collect();
+        producer.sweep(&samples, &offsets, &member).await?;
+        tracing::info!(
+            group = self.group,
+            topics = samples.len(),
+            "what an earlier transaction may have left open is ended"
+        );
+        self.left = Left::default();
+        Ok(())
     }
 
     /// Aborts, or gives up the producer that can't.
@@ -480,5 +539,18 @@ impl<B: Broker> Body<B> {
             self.open.unsent.append(&mut own);
             first = end;
         }
+    }
+}
+
+/// Whether a broker had trouble, so that it may have ended the transaction without telling each partition. In the other cases
+/// it has just answered for all of them.
+fn is_trouble(error: &TransactionError) -> bool {
+    match error {
+        TransactionError::Refused(_) | TransactionError::StaleMember(_) => false,
+        TransactionError::Aborted(_)
+        | TransactionError::Unavailable(_)
+        | TransactionError::Unknown(_)
+        | TransactionError::Fenced(_)
+        | TransactionError::Fatal(_) => true,
     }
 }
