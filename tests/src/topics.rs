@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
 };
@@ -429,10 +429,12 @@ fn metadata(consumer: &BaseConsumer, topic: &str) -> Result<Metadata> {
 }
 
 fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<i32> {
-    let metadata = metadata(consumer, topic)?;
-    let found = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
-    ensure!(found > 0, "there is no topic `{topic}`");
-    Ok(i32::try_from(found)?)
+    // A broker may hear a moment later of a topic that was just made.
+    wait::until(&format!("the topic `{topic}`"), TIMEOUT, || {
+        let metadata = metadata(consumer, topic)?;
+        let found = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
+        Ok((found > 0).then_some(i32::try_from(found)?))
+    })
 }
 
 /// Whether an error is a client's normal life while a node ends or a coordinator moves.
