@@ -266,6 +266,10 @@ impl<B: Broker> Group<B> {
         for (from, reader) in readers {
             self.epoch += 1;
             let progress = Arc::new(Progress::new(from.clone(), self.epoch));
+            if let Some(place) = places.get(&from) {
+                // What ended before it could tell the group: of a partition that is done, nobody else would.
+                progress.set_committable(*place);
+            }
             let revoked = CancellationToken::new();
             let owner = owners.remove(&from);
             let outbox = self.transactor.as_ref().map(|transactor| transactor.assigned(&progress));

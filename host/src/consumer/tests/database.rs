@@ -132,6 +132,18 @@ async fn a_partition_starts_where_its_row_says_and_the_group_follows() {
 }
 
 #[tokio::test]
+async fn the_group_hears_of_a_partition_that_is_done_and_was_not_committed() {
+    let (world, bank) = (world(10).await, Bank::new().await);
+    let fence = bank.own(0).await;
+    let delivery = bank.sql.deliver(FOR_EVER).await.expect("a delivery");
+    assert_eq!(delivery.commit(fence, 10).await, Ok(true));
+    let member = bank.join(&world, 3, Box::new(all_well));
+    world.committed(0, 10).await;
+    member.stop().await;
+    assert!(bank.booked(0).await.is_empty());
+}
+
+#[tokio::test]
 async fn a_group_that_has_no_row_yet_goes_on_where_it_committed() {
     let (world, bank) = (world(10).await, Bank::new().await);
     let mut before = world.join(Config { drain_deadline: Duration::ZERO, ..one_by_one() });
