@@ -8,26 +8,28 @@
 //! Behind a transaction that failed because a broker had trouble, what it left is ended once more before anything is committed:
 //! see [`Transactions::sweep`].
 
+mod open;
+
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tidemill_core::record::{Offset, TopicPartition};
-use tidemill_core::transaction::{Filling, Item, Limits, Weight};
+use tidemill_core::record::TopicPartition;
+use tidemill_core::transaction::Limits;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::open::{Left, Open};
 use super::outbox::Outbox;
-use crate::broker::{Broker, BrokerError, Consumer, Outgoing, SendError, TransactionError, Transactions};
+use crate::broker::{Broker, BrokerError, Consumer, Outgoing, TransactionError, Transactions};
 use crate::consumer::partition::until;
 use crate::consumer::{Parts, Progress};
 use crate::fault::Fault;
 use crate::metrics::TransactionResult;
-use crate::settle::{Produced, Refusal};
 
 /// Waits after a transaction that failed, doubled up to the cap while they fail in a row.
 const DELAY_MIN: Duration = Duration::from_millis(10);
@@ -183,107 +185,6 @@ struct Body<B: Broker> {
     failures: u32,
 }
 
-/// What brokers that had trouble may have left open, until it is ended once more.
-#[derive(Default)]
-struct Left {
-    /// One record for each topic.
-    samples: BTreeMap<Arc<str>, Outgoing>,
-    offsets: BTreeMap<TopicPartition, Offset>,
-}
-
-/// The open transaction.
-struct Open {
-    filling: Filling,
-    parts: Vec<Part>,
-    /// Outputs that are with the producer, in the order of sending.
-    sent: Vec<Arc<Vec<Outgoing>>>,
-    /// Outputs behind those that are not.
-    unsent: Vec<Outgoing>,
-    /// Whose all of them are, in the same order, with what is known of each record but its outputs.
-    items: Vec<(usize, Item<Produced>)>,
-}
-
-/// One partition's part of it.
-struct Part {
-    outbox: Arc<Outbox>,
-    upto: Offset,
-    bytes: usize,
-}
-
-impl Open {
-    fn new(limits: Limits) -> Self {
-        let filling = Filling::new(limits);
-        Self { filling, parts: Vec::new(), sent: Vec::new(), unsent: Vec::new(), items: Vec::new() }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.parts.is_empty()
-    }
-
-    /// Takes in what may enter of an outbox.
-    fn fill(&mut self, outbox: &Arc<Outbox>, now: Duration) {
-        let Some(entry) = outbox.enter(now, &mut self.filling) else { return };
-        let part = match self.parts.iter().position(|part| Arc::ptr_eq(&part.outbox, outbox)) {
-            Some(part) => part,
-            None => {
-                self.parts.push(Part { outbox: Arc::clone(outbox), upto: entry.upto, bytes: 0 });
-                self.parts.len() - 1
-            }
-        };
-        self.parts[part].upto = entry.upto;
-        for mut item in entry.items {
-            self.parts[part].bytes += item.weight.bytes;
-            self.unsent.append(&mut item.what.outputs);
-            self.items.push((part, item));
-        }
-    }
-
-    /// Notes where it may stay open: the smallest record of each topic will do.
-    fn note_in(&self, left: &mut Left) {
-        for output in self.sent.iter().flat_map(|sent| sent.iter()) {
-            match left.samples.get_mut(&output.topic) {
-                Some(sample) if sample.bytes() <= output.bytes() => {}
-                Some(sample) => *sample = output.clone(),
-                None => drop(left.samples.insert(Arc::clone(&output.topic), output.clone())),
-            }
-        }
-        left.offsets.extend(self.offsets());
-    }
-
-    fn offsets(&self) -> Vec<(TopicPartition, Offset)> {
-        self.parts.iter().map(|part| (part.outbox.progress.from.clone(), part.upto)).collect()
-    }
-
-    /// What has been given to the producer, or is going to be, in order.
-    fn take_outputs(&mut self) -> Vec<Outgoing> {
-        let sent = self.sent.drain(..).map(|sent| Arc::try_unwrap(sent).unwrap_or_else(|shared| (*shared).clone()));
-        let mut outputs: Vec<Outgoing> = sent.flatten().collect();
-        outputs.append(&mut self.unsent);
-        outputs
-    }
-
-    /// Ends it with everything kept.
-    fn clear(&mut self) {
-        self.parts.clear();
-        self.sent.clear();
-        self.unsent.clear();
-        self.items.clear();
-        self.filling.clear();
-    }
-
-    /// Ends it: gives back its parts and, for each, its items, whole again.
-    fn take(&mut self) -> Vec<(Part, Vec<Item<Produced>>)> {
-        let mut outputs = self.take_outputs().into_iter();
-        let mut parts: Vec<_> = self.parts.drain(..).map(|part| (part, Vec::new())).collect();
-        for (part, mut item) in self.items.drain(..) {
-            item.what.outputs = outputs.by_ref().take(item.weight.records).collect();
-            parts[part].1.push(item);
-        }
-        self.filling.clear();
-        parts
-    }
-}
-
 impl<B: Broker> Body<B> {
     async fn run(mut self) {
         let stop = self.stop.clone();
@@ -345,12 +246,10 @@ impl<B: Broker> Body<B> {
 
     async fn send(&mut self) -> Result<(), TransactionError> {
         let Some(producer) = &mut self.producer else { return Ok(()) };
-        if self.open.unsent.is_empty() {
-            return Ok(());
+        match self.open.give() {
+            Some(outputs) => producer.send(outputs).await,
+            None => Ok(()),
         }
-        let outputs = Arc::new(std::mem::take(&mut self.open.unsent));
-        self.open.sent.push(Arc::clone(&outputs));
-        producer.send(outputs).await
     }
 
     /// Commits the open transaction.
@@ -394,7 +293,7 @@ impl<B: Broker> Body<B> {
             "a transaction was not committed; what it held is sent again, unless it turns out to be committed"
         );
         if let TransactionError::Refused(refused) = &error {
-            self.refused(refused);
+            self.open.refused(refused, &self.parts.settler, self.origin.elapsed() + HOLD);
         }
         self.end_open(&error).await;
         let settled =
@@ -423,15 +322,13 @@ impl<B: Broker> Body<B> {
 
     /// Ends once more what brokers that had trouble may have left open.
     async fn sweep(&mut self) -> Result<(), TransactionError> {
-        let Left { samples, offsets } = &self.left;
-        let member = self.shared.state().member.clone();
-        let (Some(producer), Some(member), false) =
-            (&mut self.producer, member, samples.is_empty() && offsets.is_empty())
-        else {
+        if self.left.is_empty() {
             return Ok(());
-        };
-        let samples: Vec<Outgoing> = samples.values().cloned().collect();
-        let offsets: Vec<_> = offsets.iter().map(|(from, offset)| (from.clone(), *offset)).collect();
+        }
+        let member = self.shared.state().member.clone();
+        let (Some(producer), Some(member)) = (&mut self.producer, member) else { return Ok(()) };
+        let samples: Vec<Outgoing> = self.left.samples.values().cloned().collect();
+        let offsets: Vec<_> = self.left.offsets.iter().map(|(from, offset)| (from.clone(), *offset)).collect();
         producer.sweep(&samples, &offsets, &member).await?;
         tracing::info!(
             group = self.group,
@@ -508,37 +405,6 @@ impl<B: Broker> Body<B> {
         let mut producer = made.map_err(|error: BrokerError| error.to_string())?;
         producer.init().await.map_err(|error| error.to_string())?;
         Ok(producer)
-    }
-
-    /// Some outputs were refused for what they are: their records' dead letters take their place, or their partitions wait.
-    fn refused(&mut self, refused: &[(usize, SendError)]) {
-        let now = self.origin.elapsed();
-        let mut refused = refused.iter().peekable();
-        let mut first = 0;
-        let mut outputs = self.open.take_outputs().into_iter();
-        for (part, item) in &mut self.open.items {
-            let end = first + item.weight.records;
-            let mut own: Vec<Outgoing> = outputs.by_ref().take(item.weight.records).collect();
-            let mut error = None;
-            while let Some((_, refusal)) = refused.next_if(|(at, _)| *at < end) {
-                error = Some(refusal);
-            }
-            if let Some(error) = error {
-                let Part { outbox, bytes, .. } = &mut self.open.parts[*part];
-                item.what.outputs = own;
-                match self.parts.settler.refused(&outbox.progress.from, &mut item.what, error) {
-                    Refusal::Replaced => {
-                        let Weight { bytes: before, .. } = item.weight;
-                        outbox.replace(item);
-                        *bytes = *bytes + item.weight.bytes - before;
-                    }
-                    Refusal::Waits => outbox.hold(item.offset, now + HOLD),
-                }
-                own = std::mem::take(&mut item.what.outputs);
-            }
-            self.open.unsent.append(&mut own);
-            first = end;
-        }
     }
 }
 
