@@ -16,11 +16,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::future::BoxFuture;
+use tidemill_core::record::{Offset, TopicPartition};
 use tokio_util::sync::CancellationToken;
 
 pub use self::config::{Config, InvalidConfig};
 pub use self::view::{
     ErrorView, HandlerState, HandlerView, Missing, PartitionView, PauseView, Readiness, RolledBack, StoppedView,
+    WhereState, WhereView,
 };
 use crate::http::{self, BindError, Listener, Token};
 use crate::metrics::{self, Metrics};
@@ -35,6 +37,9 @@ pub trait Host: Send + Sync + 'static {
 
     /// Lets a handler start no more calls, or go on; outlives the host.
     fn pause(&self, handler: &str, paused: bool) -> Result<(), PauseError>;
+
+    /// Where a record stands with each handler of this host that reads its topic.
+    fn whereabouts(&self, from: TopicPartition, offset: Offset) -> BoxFuture<'_, Vec<WhereView>>;
 
     /// Makes the revision before the live one of a handler live again.
     fn roll_back<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Result<RolledBack, RollBackError>>;
@@ -146,6 +151,7 @@ fn router(endpoint: Endpoint) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(render_metrics))
         .route("/handlers", get(list))
+        .route("/where/{topic}/{partition}/{offset}", get(whereabouts))
         .route("/handlers/{name}/rollback", post(roll_back))
         .route("/handlers/{name}/pause", post(async |endpoint, name, headers| pause(endpoint, name, headers, true)))
         .route("/handlers/{name}/resume", post(async |endpoint, name, headers| pause(endpoint, name, headers, false)))
@@ -161,6 +167,7 @@ GET  /healthz                  200 while the process answers
 GET  /readyz                   200 once the host is ready, 503 with what is missing until then
 GET  /metrics                  for Prometheus
 GET  /handlers                 what runs, as JSON
+GET  /where/TOPIC/PARTITION/OFFSET   where a record stands with each handler, as JSON
 POST /handlers/NAME/rollback   goes back to the revision before
 POST /handlers/NAME/pause      starts no more calls, also after a restart
 POST /handlers/NAME/resume     goes on where it stood
@@ -187,6 +194,21 @@ async fn list(State(endpoint): State<Arc<Endpoint>>, headers: HeaderMap) -> Resp
         Ok(()) => Json(endpoint.host.handlers()).into_response(),
         Err(refused) => *refused,
     }
+}
+
+async fn whereabouts(
+    State(endpoint): State<Arc<Endpoint>>,
+    UrlPath((topic, partition, offset)): UrlPath<(String, String, String)>,
+    headers: HeaderMap,
+) -> Response {
+    if let Err(refused) = endpoint.admit(&headers) {
+        return *refused;
+    }
+    let (Ok(partition @ 0..), Ok(offset @ 0..)) = (partition.parse::<i32>(), offset.parse::<Offset>()) else {
+        let detail = "a partition and an offset are numbers from 0 on, as in /where/orders/3/42";
+        return error(StatusCode::BAD_REQUEST, "bad-place", detail);
+    };
+    Json(endpoint.host.whereabouts(TopicPartition::new(topic, partition), offset).await).into_response()
 }
 
 async fn roll_back(

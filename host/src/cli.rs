@@ -8,6 +8,7 @@ mod progress;
 pub mod run;
 mod text;
 pub mod topic;
+pub mod whereabouts;
 
 use std::path::PathBuf;
 
@@ -39,6 +40,8 @@ enum Command {
     Topic(TopicArgs),
     /// Counts, shows and sends again what became a dead letter.
     Dlq(DlqArgs),
+    /// Says where a record is with each handler: waiting, running, to be tried again, done or dead-lettered.
+    Where(whereabouts::Args),
     /// Shows what runs in a host, and goes back to the revision before.
     Guests(guests::Args),
     /// Lets a handler of a running host start no more calls, also after a restart. It keeps its place in its group.
@@ -99,6 +102,7 @@ impl Cli {
             Command::Check(args) => check::check(&args.config),
             Command::Topic(args) => crate::app::topic(&args.config.config, args.command),
             Command::Dlq(args) => crate::app::dlq(&args.config.config, args.command),
+            Command::Where(args) => crate::app::whereabouts(args),
             Command::Guests(args) => Ok(guests::run(args)?),
             Command::Pause(args) => Ok(guests::pause(args, true)?),
             Command::Resume(args) => Ok(guests::pause(args, false)?),

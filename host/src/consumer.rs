@@ -4,6 +4,7 @@
 //! one [`Progress`]: how far the partition may be committed. Only progress of the current assignment is ever committed,
 //! since a broker accepts commits for partitions that another member owns.
 
+mod asked;
 mod budget;
 mod commit;
 mod partition;
@@ -17,11 +18,12 @@ use tidemill_core::lanes::Order;
 use tidemill_core::partition::Bounds;
 use tidemill_core::record::TopicPartition;
 use tidemill_core::transaction::Limits;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use self::asked::{NoAnswer, Standing};
 pub use self::budget::Budget;
 use self::commit::Committer;
 pub use self::commit::database::OffsetStore;
@@ -269,15 +271,16 @@ impl<B: Broker> Group<B> {
             let revoked = CancellationToken::new();
             let owner = owners.remove(&from);
             let outbox = self.transactor.as_ref().map(|transactor| transactor.assigned(&progress));
+            let (questions, asked) = mpsc::channel(asked::QUESTIONS_MAX);
             let task = partition::spawn(
                 Arc::clone(&self.parts),
                 self.config.clone(),
                 reader,
                 Arc::clone(&progress),
-                partition::Ties { owner: owner.clone(), outbox, paused: self.membership.pauses() },
+                partition::Ties { owner: owner.clone(), outbox, paused: self.membership.pauses(), asked },
                 revoked.clone(),
             );
-            self.membership.assigned(Arc::clone(&progress));
+            self.membership.assigned(Arc::clone(&progress), questions);
             self.assigned.insert(from, Assigned { progress, revoked, owner, task });
         }
         self.membership.joined();

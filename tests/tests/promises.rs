@@ -22,4 +22,5 @@ mod promises {
     mod swap;
     mod takeover;
     mod weather;
+    mod whereabouts;
 }

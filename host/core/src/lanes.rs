@@ -43,6 +43,22 @@ pub struct Entry {
     pub call_records_max: u32,
 }
 
+/// What a record waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitsFor {
+    /// The records before it, or a call.
+    Turn,
+    /// Its next attempt.
+    Time {
+        /// When that is due.
+        until: Duration,
+        /// Calls that failed on it alone.
+        tries: u32,
+    },
+    /// That the partition goes on: it stands still at this record or before it.
+    Release,
+}
+
 /// The lanes of one partition.
 #[derive(Debug)]
 pub struct Lanes {
@@ -263,6 +279,21 @@ impl Lanes {
         held.sort_by_key(|id| self.lanes[*id as usize].queue.front().map(|entry| entry.record.offset()));
         for id in held {
             self.make_ready(id);
+        }
+    }
+
+    /// What a record that waits here waits for; `None` when it does not wait here.
+    pub fn waits_for(&self, offset: Offset) -> Option<WaitsFor> {
+        let lane_of = |lane: &&Lane| lane.queue.binary_search_by_key(&offset, |entry| entry.record.offset()).is_ok();
+        let lane = self.lanes.iter().find(lane_of)?;
+        let first = lane.queue.front()?;
+        if self.held_from.is_some_and(|from| offset >= from) {
+            return Some(WaitsFor::Release);
+        }
+        let until = self.waiting.iter().find(|(_, id)| *id == first.lane).map(|(until, _)| *until);
+        match until {
+            Some(until) if first.record.offset() == offset => Some(WaitsFor::Time { until, tries: first.tries }),
+            Some(_) | None => Some(WaitsFor::Turn),
         }
     }
 

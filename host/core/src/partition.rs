@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::lanes::{Entry, LaneId, Lanes, Order};
-use crate::offset_tracker::OffsetTracker;
+use crate::lanes::{Entry, LaneId, Lanes, Order, WaitsFor};
+use crate::offset_tracker::{OffsetTracker, Standing};
 use crate::record::{Chunk, Offset, Record};
 
 /// The bounds of one partition.
@@ -129,6 +129,33 @@ impl Verdict {
             Self::Settled | Self::Halve | Self::Stop | Self::Retry { charge: true, .. } => Self::Settled,
         }
     }
+}
+
+/// Where a record stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It was not received yet.
+    Ahead,
+    /// It waits for the records before it, for a call, or for its commit where that comes first.
+    Waiting,
+    /// It is in a call that has not returned.
+    Running {
+        /// Calls that failed on it alone, before this one.
+        tries: u32,
+    },
+    /// It failed and waits to be tried again.
+    Retrying {
+        /// When that is due.
+        until: Duration,
+        /// Calls that failed on it alone.
+        tries: u32,
+    },
+    /// The partition stands still, at it or before it.
+    Stopped,
+    /// It is settled.
+    Settled,
+    /// There is no record at this offset.
+    Absent,
 }
 
 /// One assigned partition.
@@ -270,6 +297,25 @@ impl Partition {
     /// The offset to commit; `None` before the first delivery.
     pub fn committable(&self) -> Option<Offset> {
         self.tracker.as_ref().map(OffsetTracker::committable)
+    }
+
+    /// Where the record at an offset stands. It looks through all that is held, for the rare question.
+    pub fn stage_of(&self, offset: Offset) -> Stage {
+        let standing = self.tracker.as_ref().map_or(Standing::Ahead, |tracker| tracker.standing(offset));
+        match standing {
+            Standing::Ahead => Stage::Ahead,
+            Standing::Below | Standing::Settled => Stage::Settled,
+            Standing::Absent => Stage::Absent,
+            Standing::Pending => {
+                let running = self.calls.values().flatten().find(|entry| entry.record.offset() == offset);
+                match (running, self.lanes.waits_for(offset)) {
+                    (Some(entry), _) => Stage::Running { tries: entry.tries },
+                    (None, Some(WaitsFor::Time { until, tries })) => Stage::Retrying { until, tries },
+                    (None, Some(WaitsFor::Release)) => Stage::Stopped,
+                    (None, Some(WaitsFor::Turn) | None) => Stage::Waiting,
+                }
+            }
+        }
     }
 
     fn received(&mut self, chunk: &Arc<Chunk>, actions: &mut Vec<Action>) {

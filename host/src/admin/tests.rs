@@ -35,6 +35,21 @@ impl Host for Fake {
         }
     }
 
+    fn whereabouts(&self, from: TopicPartition, offset: Offset) -> BoxFuture<'_, Vec<WhereView>> {
+        let view = WhereView {
+            handler: format!("{from}"),
+            group: "g".to_owned(),
+            state: WhereState::Retrying,
+            tries: 2,
+            again_in_ms: Some(30),
+            committed: Some(offset),
+            paused: false,
+            stopped: None,
+            detail: None,
+        };
+        Box::pin(std::future::ready(vec![view]))
+    }
+
     fn roll_back<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Result<RolledBack, RollBackError>> {
         assert_eq!(handler, "orders");
         let result = self.results.lock().unwrap().remove(0);

@@ -122,6 +122,53 @@ pub struct StoppedView {
     pub revision: String,
 }
 
+/// One handler in the answer of `GET /where/TOPIC/PARTITION/OFFSET`: where that record stands with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhereView {
+    /// The handler.
+    pub handler: String,
+    /// Its consumer group.
+    pub group: String,
+    /// Where the record stands.
+    pub state: WhereState,
+    /// Calls that failed on it alone, while it runs or is to be tried again.
+    pub tries: u32,
+    /// When it is tried again, in milliseconds from now on.
+    pub again_in_ms: Option<u64>,
+    /// The committed offset of its partition, as far as this host knows.
+    pub committed: Option<i64>,
+    /// Whether an operator has paused the handler.
+    pub paused: bool,
+    /// The record at which the partition stands still, if it does.
+    pub stopped: Option<StoppedView>,
+    /// Why nothing is known.
+    pub detail: Option<String>,
+}
+
+/// Where a record stands with one handler of one host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhereState {
+    /// The partition is not assigned to this host.
+    NotHere,
+    /// It was not received yet.
+    Unread,
+    /// It waits for the records before it, or for a call.
+    Waiting,
+    /// It is in a call.
+    Running,
+    /// It failed and waits to be tried again.
+    Retrying,
+    /// The partition stands still, at it or before it.
+    Stopped,
+    /// It is settled: handled, skipped, dead-lettered or dropped.
+    Done,
+    /// There is no record at this offset.
+    Absent,
+    /// The host could not say.
+    Unknown,
+}
+
 /// The answer of `POST /handlers/NAME/pause` and of `POST /handlers/NAME/resume`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PauseView {

@@ -7,15 +7,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
+use tidemill_core::partition::Stage;
+use tidemill_core::record::{Offset, TopicPartition};
 
 use crate::admin::{
     self, HandlerState, HandlerView, Missing, PartitionView, PauseError, Readiness, RollBackError, RolledBack,
-    StoppedView,
+    StoppedView, WhereState, WhereView,
 };
 use crate::broker::Producer;
 use crate::fleet::{Pauses, Roster, Running, State};
 use crate::metrics::Metrics;
+use crate::settle::Stop;
 
 /// How often the host looks whether it has become ready.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -83,13 +86,7 @@ impl View {
                 partition: view.from.partition,
                 committed: view.committable,
                 lag_records: view.lag.map(i64::unsigned_abs),
-                stopped: view.stopped.map(|stop| StoppedView {
-                    offset: stop.offset,
-                    class: stop.class.name().to_owned(),
-                    code: stop.reason.code,
-                    detail: stop.reason.detail,
-                    revision: stop.revision.to_string(),
-                }),
+                stopped: view.stopped.map(stopped),
             })
             .collect();
         let state = match (running.stop.is_cancelled(), running.membership.is_paused()) {
@@ -113,6 +110,51 @@ impl View {
             in_flight_records: self.metrics.handler(name).in_flight.get().unsigned_abs(),
         }
     }
+}
+
+fn stopped(stop: Stop) -> StoppedView {
+    StoppedView {
+        offset: stop.offset,
+        class: stop.class.name().to_owned(),
+        code: stop.reason.code,
+        detail: stop.reason.detail,
+        revision: stop.revision.to_string(),
+    }
+}
+
+/// Where a record stands with one handler.
+async fn whereabouts(name: String, running: &Running, from: &TopicPartition, offset: Offset) -> WhereView {
+    let membership = &running.membership;
+    let mut view = WhereView {
+        handler: name,
+        group: running.spec.consumer.subscription.group.clone(),
+        state: WhereState::NotHere,
+        tries: 0,
+        again_in_ms: None,
+        committed: None,
+        paused: membership.is_paused(),
+        stopped: None,
+        detail: None,
+    };
+    let standing = match membership.standing(from, offset).await {
+        Ok(Some(standing)) => standing,
+        Ok(None) => return view,
+        Err(error) => return WhereView { state: WhereState::Unknown, detail: Some(error.to_string()), ..view },
+    };
+    (view.state, view.tries) = match standing.stage {
+        Stage::Ahead => (WhereState::Unread, 0),
+        Stage::Waiting => (WhereState::Waiting, 0),
+        Stage::Running { tries } => (WhereState::Running, tries),
+        Stage::Retrying { tries, .. } => (WhereState::Retrying, tries),
+        Stage::Stopped => (WhereState::Stopped, 0),
+        Stage::Settled => (WhereState::Done, 0),
+        Stage::Absent => (WhereState::Absent, 0),
+    };
+    view.again_in_ms = standing.again_in.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+    view.committed = standing.committed;
+    let of_it = membership.partitions().into_iter().find(|of| of.from == *from);
+    view.stopped = of_it.and_then(|of| of.stopped).map(stopped);
+    view
 }
 
 impl admin::Host for View {
@@ -157,6 +199,20 @@ impl admin::Host for View {
         }
         self.metrics.handler(handler).paused.set(i64::from(paused));
         Ok(())
+    }
+
+    fn whereabouts(&self, from: TopicPartition, offset: Offset) -> BoxFuture<'_, Vec<WhereView>> {
+        async move {
+            let reads = |running: &Running| running.spec.consumer.subscription.topics.iter().any(|it| **it == *from.topic);
+            let states = self.roster.states().into_iter();
+            let reading = states.filter_map(|(name, state)| Some((name, state.running.filter(|it| reads(it))?)));
+            let asked = reading.map(|(name, running)| {
+                let from = from.clone();
+                async move { whereabouts(name, &running, &from, offset).await }
+            });
+            join_all(asked).await
+        }
+        .boxed()
     }
 
     fn roll_back<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Result<RolledBack, RollBackError>> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use crate::admin::{ErrorView, HandlerView, PartitionView, PauseView, RolledBack, StoppedView};
+use crate::admin::{ErrorView, HandlerView, PartitionView, PauseView, RolledBack, StoppedView, WhereView};
 
 /// How long the host may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -124,7 +124,7 @@ pub fn pause(args: HandlerArgs, paused: bool) -> Result<(), ClientError> {
 }
 
 impl HostArgs {
-    fn client(self) -> Result<Client, ClientError> {
+    pub(super) fn client(self) -> Result<Client, ClientError> {
         let token =
             self.token_env.map(|name| std::env::var(&name).map_err(|_| ClientError::TokenNotSet(name))).transpose()?;
         Ok(Client::new(&self.admin, token))
@@ -153,6 +153,12 @@ impl Client {
     /// What runs.
     pub fn list(&self) -> Result<Vec<HandlerView>, ClientError> {
         let request = self.http.get(format!("{}/handlers", self.url));
+        self.answer(self.with_token(request).call())
+    }
+
+    /// Where a record stands with each handler of the host that reads its topic.
+    pub fn whereabouts(&self, topic: &str, partition: i32, offset: i64) -> Result<Vec<WhereView>, ClientError> {
+        let request = self.http.get(format!("{}/where/{}/{partition}/{offset}", self.url, escaped(topic)));
         self.answer(self.with_token(request).call())
     }
 

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tidemill_core::partition::{Action, Call, CallId, Event, Partition, Verdict};
+use tidemill_core::partition::{Action, Call, CallId, Event, Partition, Stage, Verdict};
 use tidemill_core::record::{Chunk, Offset};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::asked::{Question, Standing};
 use super::budget::Share;
 use super::commit::REFRESH_INTERVAL;
 use super::commit::outbox::Outbox;
@@ -40,6 +41,8 @@ pub(super) struct Ties {
     pub(super) outbox: Option<Arc<Outbox>>,
     /// Whether an operator has paused the handler.
     pub(super) paused: watch::Receiver<bool>,
+    /// What others want to know of it.
+    pub(super) asked: mpsc::Receiver<Question>,
 }
 
 /// Consumes one assignment of a partition until it is revoked and drained.
@@ -59,6 +62,7 @@ pub(super) fn spawn<R: Reader>(
         }
     };
     let task = Task {
+        began_at: reader.position(),
         reader,
         progress,
         share: parts.budget.share(config.bounds.call_bytes_max),
@@ -67,6 +71,7 @@ pub(super) fn spawn<R: Reader>(
         machine,
         metrics,
         paused: ties.paused,
+        asked: ties.asked,
         parts,
         config,
         origin: Instant::now(),
@@ -94,6 +99,9 @@ struct Task<R> {
     share: Share,
     metrics: PartitionMetrics,
     paused: watch::Receiver<bool>,
+    asked: mpsc::Receiver<Question>,
+    /// Where the group stood when the partition was assigned, as far as was known.
+    began_at: Option<Offset>,
     /// The machine's clock counts from here.
     origin: Instant,
     calls: JoinSet<(CallId, Settlement)>,
@@ -139,6 +147,7 @@ impl<R: Reader> Task<R> {
                     self.on(Event::Committed(offset));
                 }
                 Ok(()) = self.paused.changed() => self.pause(),
+                Some(question) = self.asked.recv() => self.answer(question),
                 () = until(timer), if timer.is_some() => self.on(Event::Timer),
                 () = until(read_again), if read_again.is_some() => read_again = None,
                 slot = Arc::clone(slots).acquire_owned(), if self.machine.wants_slot() && !waits => match slot {
@@ -212,6 +221,38 @@ impl<R: Reader> Task<R> {
     fn pause(&mut self) {
         let paused = *self.paused.borrow_and_update();
         self.on(Event::Paused(paused));
+    }
+
+    fn answer(&self, question: Question) {
+        match question {
+            // Whoever asked may have gone.
+            Question::Where(offset, reply) => drop(reply.send(self.standing(offset))),
+        }
+    }
+
+    fn standing(&self, offset: Offset) -> Standing {
+        let stage = self.machine.stage_of(offset);
+        // What was settled before it was received again is below where this assignment began.
+        let is_before = stage == Stage::Ahead && self.reader.position().is_some_and(|position| offset < position);
+        let committed = match (&self.outbox, self.config.guarantee) {
+            (Some(outbox), _) => outbox.committed(),
+            (None, Guarantee::SqlTransaction) => self.machine.committable(),
+            (None, _) => self.progress.confirmed(),
+        };
+        let again_in = match stage {
+            Stage::Retrying { until, .. } => Some(until.saturating_sub(self.origin.elapsed())),
+            Stage::Ahead
+            | Stage::Waiting
+            | Stage::Running { .. }
+            | Stage::Stopped
+            | Stage::Settled
+            | Stage::Absent => None,
+        };
+        Standing {
+            stage: if is_before { Stage::Settled } else { stage },
+            again_in,
+            committed: committed.or(self.began_at),
+        }
     }
 
     /// Whether more outputs wait for their transactions, or more records, than a crash may repeat.

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tidemill_core::record::{Offset, TopicPartition};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
+use super::asked::{self, NoAnswer, Question, Standing};
 use crate::settle::Stop;
 
 /// No offset is known yet.
@@ -79,6 +80,12 @@ impl Progress {
     pub(super) async fn confirmation(&self) -> Offset {
         self.confirmation.notified().await;
         self.confirmed.load(Ordering::Acquire)
+    }
+
+    /// What the broker has confirmed of this assignment.
+    pub(super) fn confirmed(&self) -> Option<Offset> {
+        let offset = self.confirmed.load(Ordering::Acquire);
+        (offset != UNKNOWN).then_some(offset)
     }
 
     pub(super) fn set_at_stake(&self, records: usize) {
@@ -157,7 +164,14 @@ pub struct Membership {
 struct State {
     joined: bool,
     failure: Option<String>,
-    partitions: BTreeMap<TopicPartition, Arc<Progress>>,
+    partitions: BTreeMap<TopicPartition, Assigned>,
+}
+
+/// An assignment, and the way to the task that owns it.
+#[derive(Debug)]
+struct Assigned {
+    progress: Arc<Progress>,
+    questions: mpsc::Sender<Question>,
 }
 
 impl Membership {
@@ -173,7 +187,14 @@ impl Membership {
 
     /// The assigned partitions.
     pub fn partitions(&self) -> Vec<PartitionView> {
-        self.with(|state| state.partitions.values().map(|progress| progress.view()).collect())
+        self.with(|state| state.partitions.values().map(|assigned| assigned.progress.view()).collect())
+    }
+
+    /// Where a record stands; `None` when its partition is not assigned to this member.
+    pub async fn standing(&self, from: &TopicPartition, offset: Offset) -> Result<Option<Standing>, NoAnswer> {
+        let to = self.with(|state| Some(state.partitions.get(from)?.questions.clone()));
+        let Some(to) = to else { return Ok(None) };
+        asked::ask(&to, |reply| Question::Where(offset, reply)).await.map(Some)
     }
 
     /// Starts no more calls, or goes on. The member keeps its partitions and its place in them.
@@ -212,14 +233,14 @@ impl Membership {
         self.with(|state| *state = State::default());
     }
 
-    pub(super) fn assigned(&self, progress: Arc<Progress>) {
-        self.with(|state| state.partitions.insert(progress.from.clone(), progress));
+    pub(super) fn assigned(&self, progress: Arc<Progress>, questions: mpsc::Sender<Question>) {
+        self.with(|state| state.partitions.insert(progress.from.clone(), Assigned { progress, questions }));
     }
 
     /// Forgets an assignment, unless a newer one of the same partition has taken its place.
     pub(super) fn released(&self, progress: &Arc<Progress>) {
         self.with(|state| {
-            if state.partitions.get(&progress.from).is_some_and(|known| known.epoch == progress.epoch) {
+            if state.partitions.get(&progress.from).is_some_and(|known| known.progress.epoch == progress.epoch) {
                 state.partitions.remove(&progress.from);
             }
         });

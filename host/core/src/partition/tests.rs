@@ -700,6 +700,23 @@ impl Model {
                 }
             }
         }
+        self.stages();
+    }
+
+    /// The machine says of each record where it stands, as the model knows it.
+    fn stages(&self) {
+        for (offset, settled) in &self.settled {
+            let runs = self.running.iter().any(|(_, offsets)| offsets.contains(offset));
+            match self.partition.stage_of(*offset) {
+                Stage::Settled => assert!(settled, "{offset} is settled"),
+                Stage::Running { .. } => assert!(runs && !settled, "{offset} runs"),
+                Stage::Retrying { until, tries } => assert!(!runs && !settled && until > self.now && tries > 0),
+                Stage::Stopped => assert!(self.stopped.is_some_and(|stopped| stopped <= *offset)),
+                Stage::Waiting => assert!(!runs && !settled, "{offset} waits"),
+                Stage::Ahead | Stage::Absent => panic!("{offset} was received"),
+            }
+        }
+        assert_eq!(self.partition.stage_of(self.next), Stage::Ahead);
     }
 
     fn invoked(&mut self, call: &Call) {
