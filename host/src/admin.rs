@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::header::{CONTENT_TYPE, ORIGIN, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -21,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::config::{Config, InvalidConfig};
 pub use self::view::{
-    ErrorView, HandlerState, HandlerView, Missing, PartitionView, PauseView, Readiness, RolledBack, StoppedView,
-    WhereState, WhereView,
+    ErrorView, HandlerState, HandlerView, Missing, ParkedView, PartitionView, PauseView, Readiness, RolledBack,
+    StoppedView, UnparkRequest, Unparked, WhereState, WhereView,
 };
 use crate::http::{self, BindError, Listener, Token};
 use crate::metrics::{self, Metrics};
@@ -40,6 +41,12 @@ pub trait Host: Send + Sync + 'static {
 
     /// Where a record stands with each handler of this host that reads its topic.
     fn whereabouts(&self, from: TopicPartition, offset: Offset) -> BoxFuture<'_, Vec<WhereView>>;
+
+    /// A handler's parked keys, of the partitions of this host; `None` if it does not run.
+    fn parked<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Option<Vec<ParkedView>>>;
+
+    /// Tries parked keys of a handler again, of the partitions of this host; `None` if it does not run.
+    fn unpark<'a>(&'a self, handler: &'a str, request: UnparkRequest) -> BoxFuture<'a, Option<Unparked>>;
 
     /// Makes the revision before the live one of a handler live again.
     fn roll_back<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Result<RolledBack, RollBackError>>;
@@ -153,6 +160,8 @@ fn router(endpoint: Endpoint) -> Router {
         .route("/handlers", get(list))
         .route("/where/{topic}/{partition}/{offset}", get(whereabouts))
         .route("/handlers/{name}/rollback", post(roll_back))
+        .route("/handlers/{name}/parked", get(parked))
+        .route("/handlers/{name}/unpark", post(unpark))
         .route("/handlers/{name}/pause", post(async |endpoint, name, headers| pause(endpoint, name, headers, true)))
         .route("/handlers/{name}/resume", post(async |endpoint, name, headers| pause(endpoint, name, headers, false)))
         .fallback(async || error(StatusCode::NOT_FOUND, "no-such-path", "there is nothing here; `GET /` lists what is"))
@@ -169,6 +178,8 @@ GET  /metrics                  for Prometheus
 GET  /handlers                 what runs, as JSON
 GET  /where/TOPIC/PARTITION/OFFSET   where a record stands with each handler, as JSON
 POST /handlers/NAME/rollback   goes back to the revision before
+GET  /handlers/NAME/parked     which keys are parked, as JSON
+POST /handlers/NAME/unpark     tries parked keys again
 POST /handlers/NAME/pause      starts no more calls, also after a restart
 POST /handlers/NAME/resume     goes on where it stood
 ";
@@ -209,6 +220,52 @@ async fn whereabouts(
         return error(StatusCode::BAD_REQUEST, "bad-place", detail);
     };
     Json(endpoint.host.whereabouts(TopicPartition::new(topic, partition), offset).await).into_response()
+}
+
+async fn parked(
+    State(endpoint): State<Arc<Endpoint>>,
+    UrlPath(handler): UrlPath<String>,
+    headers: HeaderMap,
+) -> Response {
+    if let Err(refused) = endpoint.admit(&headers) {
+        return *refused;
+    }
+    match endpoint.host.parked(&handler).await {
+        Some(parked) => Json(parked).into_response(),
+        None => does_not_run(&handler),
+    }
+}
+
+async fn unpark(
+    State(endpoint): State<Arc<Endpoint>>,
+    UrlPath(handler): UrlPath<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    if let Err(refused) = endpoint.admit(&headers) {
+        return *refused;
+    }
+    let request: UnparkRequest = match serde_json::from_slice(if body.is_empty() { b"{}" } else { &body }) {
+        Ok(request) => request,
+        Err(cause) => {
+            return error(StatusCode::BAD_REQUEST, "bad-request", &format!("the body can't be read: {cause}"));
+        }
+    };
+    let is_dry = request.dry_run;
+    match endpoint.host.unpark(&handler, request).await {
+        Some(done) => {
+            if !is_dry {
+                tracing::warn!(handler, keys = done.keys, records = done.records, "unparked");
+            }
+            Json(done).into_response()
+        }
+        None => does_not_run(&handler),
+    }
+}
+
+fn does_not_run(handler: &str) -> Response {
+    let detail = format!("no handler `{handler}` runs here; `tidemill guests list` shows those that do");
+    error(StatusCode::NOT_FOUND, "no-such-handler", &detail)
 }
 
 async fn roll_back(

@@ -4,9 +4,10 @@ pub mod check;
 pub mod dlq;
 pub mod guests;
 pub mod new;
+pub mod park;
 mod progress;
 pub mod run;
-mod text;
+pub(crate) mod text;
 pub mod topic;
 pub mod whereabouts;
 
@@ -48,6 +49,10 @@ enum Command {
     Pause(guests::HandlerArgs),
     /// Lets a paused handler go on where it stood.
     Resume(guests::HandlerArgs),
+    /// Shows a handler's parked keys.
+    Park(park::ParkArgs),
+    /// Tries parked keys again, in order, on the revision that is live.
+    Unpark(park::UnparkArgs),
     /// Writes the project of a new handler.
     New(new::NewArgs),
     /// Builds the handler in this folder, or names the command that is missing.
@@ -106,6 +111,8 @@ impl Cli {
             Command::Guests(args) => Ok(guests::run(args)?),
             Command::Pause(args) => Ok(guests::pause(args, true)?),
             Command::Resume(args) => Ok(guests::pause(args, false)?),
+            Command::Park(args) => Ok(park::park(args)?),
+            Command::Unpark(args) => Ok(park::unpark(args)?),
             Command::New(args) => Ok(new::new(&args)?),
             Command::Build(args) => Ok(new::build(&args)?),
         }

@@ -23,19 +23,20 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use self::asked::{NoAnswer, Standing};
+pub use self::asked::{Choice, NoAnswer, ParkedKey, Standing};
 pub use self::budget::Budget;
 use self::commit::Committer;
 pub use self::commit::database::OffsetStore;
 use self::commit::database::TakenOver;
 use self::commit::transaction::Transactor;
-pub use self::progress::{Membership, PartitionView, Progress};
+pub use self::progress::{Answer, Membership, PartitionView, Progress};
 use crate::attempt::{Guarantee, Ownership};
-use crate::broker::{Broker, CommitError, Consumer, ConsumerEvent, Subscription};
+use crate::broker::{Admin, Broker, CommitError, Consumer, ConsumerEvent, Subscription};
 use crate::fault::Fault;
 use crate::guest::Handler;
 use crate::metrics::{HandlerMetrics, Rebalance};
 use crate::settle::Settler;
+use crate::settle::parked::ParkedTopics;
 
 /// How one handler consumes.
 #[derive(Debug, Clone)]
@@ -70,6 +71,8 @@ pub struct Group<B: Broker> {
     membership: Arc<Membership>,
     /// Where offsets are kept beside the group, under [`Guarantee::SqlTransaction`].
     offsets: Option<OffsetStore>,
+    /// Where keys are parked, if they are.
+    parking: Option<Parking>,
     /// The assignments of this host, by partition.
     assigned: BTreeMap<TopicPartition, Assigned>,
     /// Commits instead of the group, where outputs and offsets belong together; runs as long as the handler.
@@ -78,6 +81,17 @@ pub struct Group<B: Broker> {
     epoch: u64,
     /// Earlier assignments whose progress is still committed: empty, unless the host is broken on purpose.
     stale: Vec<Assigned>,
+}
+
+/// What parking keys needs.
+#[derive(Clone)]
+pub struct Parking {
+    /// Writes the parked topics.
+    pub topics: Arc<ParkedTopics>,
+    /// Reads them.
+    pub admin: Arc<dyn Admin>,
+    /// Records of a partition that may be parked.
+    pub records_max: usize,
 }
 
 /// What the tasks of a group's partitions share.
@@ -131,6 +145,7 @@ impl<B: Broker> Group<B> {
             parts,
             membership,
             offsets: None,
+            parking: None,
             assigned: BTreeMap::new(),
             transactor: None,
             epoch: 0,
@@ -141,6 +156,11 @@ impl<B: Broker> Group<B> {
     /// The same, for [`Guarantee::SqlTransaction`]: offsets are kept in this database, together with what the guest writes.
     pub fn keeping_offsets_in(self, offsets: OffsetStore) -> Self {
         Self { offsets: Some(offsets), ..self }
+    }
+
+    /// The same, for a policy that parks keys.
+    pub fn parking(self, parking: Parking) -> Self {
+        Self { parking: Some(parking), ..self }
     }
 
     /// Joins the group and consumes until `stop`; then drains, commits and leaves. Joins again when the client fails.
@@ -277,7 +297,13 @@ impl<B: Broker> Group<B> {
                 self.config.clone(),
                 reader,
                 Arc::clone(&progress),
-                partition::Ties { owner: owner.clone(), outbox, paused: self.membership.pauses(), asked },
+                partition::Ties {
+                    owner: owner.clone(),
+                    outbox,
+                    paused: self.membership.pauses(),
+                    asked,
+                    parking: self.parking.clone(),
+                },
                 revoked.clone(),
             );
             self.membership.assigned(Arc::clone(&progress), questions);

@@ -18,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tidemill_core::retry::Exhausted;
 use tokio_util::sync::CancellationToken;
 
 pub use self::error::HandlerError;
@@ -28,10 +29,11 @@ use self::stamp::Stamp;
 use self::watch::Watch;
 use crate::broker::{Admin, Broker, Producer};
 use crate::config::manifest::{self, HandlerSpec};
-use crate::consumer::{Budget, Group, OffsetStore};
+use crate::consumer::{Budget, Group, OffsetStore, Parking};
 use crate::guest::live::LiveHandler;
 use crate::guest::{Backends, Engine};
 use crate::metrics::Metrics;
+use crate::settle::parked::ParkedTopics;
 use crate::settle::{DeadLetters, Settler};
 use crate::store::migrations::{self, Migrations};
 
@@ -234,6 +236,10 @@ impl<B: Broker> Fleet<B> {
         let live = loaded.await.map_err(|cause| HandlerError::Load { handler, cause })?;
         let refused = |cause| HandlerError::Subscription { handler: spec.name.clone(), cause };
         self.parts.broker.check(&spec.consumer.subscription).map_err(refused)?;
+        if purpose == Purpose::Run && spec.retry.end() == Exhausted::Park && self.admin().is_none() {
+            // What is parked can't be read without one.
+            self.parts.broker.admin().map(drop).map_err(refused)?;
+        }
         match purpose {
             Purpose::Run => self.migrate(&spec).await?,
             Purpose::Check => check_migrations(&spec)?,
@@ -305,6 +311,10 @@ impl<B: Broker> Fleet<B> {
             membership,
             Arc::clone(&self.parts.budget),
         );
+        if let (Exhausted::Park, Some(admin)) = (spec.retry.end(), self.admin()) {
+            let topics = ParkedTopics::new(name.into(), Arc::clone(&self.parts.producer));
+            group = group.parking(Parking { topics: Arc::new(topics), admin, records_max: spec.parked_max });
+        }
         if let Some(offsets) = self.offsets(spec) {
             group = group.keeping_offsets_in(offsets);
         }

@@ -15,6 +15,7 @@ mod promises {
     mod means;
     mod modes;
     mod offsets;
+    mod park;
     mod pause;
     mod policy;
     mod postgres;

@@ -60,6 +60,11 @@ pub enum Hazard {
         /// The partition.
         from: TopicPartition,
     },
+    /// Parked records may be deleted before they are handled.
+    Parked {
+        /// The parked topic.
+        topic: String,
+    },
     /// Some members have more to do than others.
     Uneven {
         /// Partitions of all topics of the handler.
@@ -71,7 +76,7 @@ pub enum Hazard {
 
 impl Hazard {
     /// Every kind's name, as it is in metrics.
-    pub const KINDS: [&'static str; 4] = ["replication", "min-insync", "retention", "uneven"];
+    pub const KINDS: [&'static str; 5] = ["replication", "min-insync", "retention", "uneven", "parked-retention"];
 
     /// Its kind's name.
     pub fn kind(&self) -> &'static str {
@@ -80,6 +85,7 @@ impl Hazard {
             Self::InSync { .. } => Self::KINDS[1],
             Self::Retention { .. } => Self::KINDS[2],
             Self::Uneven { .. } => Self::KINDS[3],
+            Self::Parked { .. } => Self::KINDS[4],
         }
     }
 }
@@ -99,6 +105,11 @@ impl fmt::Display for Hazard {
             Self::Retention { from } => write!(
                 f,
                 "{from} is about to be deleted faster than it is read: keep its records longer, or make the handler faster"
+            ),
+            Self::Parked { topic } => write!(
+                f,
+                "topic `{topic}` does not keep its records for ever: parked records that get too old are lost; set \
+                 retention.ms=-1 and retention.bytes=-1, and cleanup.policy=delete"
             ),
             Self::Uneven { partitions, members } => write!(
                 f,

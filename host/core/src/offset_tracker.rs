@@ -137,10 +137,7 @@ mod tests {
         tracker.settled(20);
         assert_eq!((tracker.committable(), tracker.span()), (9, 2));
         let stand = [5, 9, 10, 20, 21].map(|offset| tracker.standing(offset));
-        assert_eq!(
-            stand,
-            [Standing::Below, Standing::Pending, Standing::Absent, Standing::Settled, Standing::Ahead]
-        );
+        assert_eq!(stand, [Standing::Below, Standing::Pending, Standing::Absent, Standing::Settled, Standing::Ahead]);
         tracker.settled(9);
         assert_eq!((tracker.committable(), tracker.position()), (21, 21));
     }

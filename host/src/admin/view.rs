@@ -105,6 +105,65 @@ pub struct PartitionView {
     /// The record at which it stands still, if it does.
     #[serde(default)]
     pub stopped: Option<StoppedView>,
+    /// Records that are parked, as the handler's policy says.
+    #[serde(default)]
+    pub parked_records: u64,
+}
+
+/// A parked key in the answer of `GET /handlers/NAME/parked`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParkedView {
+    /// The source's topic.
+    pub topic: String,
+    /// Its partition.
+    pub partition: i32,
+    /// The key: a text, `{"base64": "..."}`, or null.
+    pub key: serde_json::Value,
+    /// How many records of it are parked.
+    pub records: usize,
+    /// The offset in the source of the first of them.
+    pub first_offset: Option<i64>,
+    /// Whether they are tried again just now.
+    pub tried: bool,
+    /// When it was parked, or failed again last, as RFC 3339.
+    pub since: Option<String>,
+    /// The class of that failure.
+    pub class: Option<String>,
+    /// For machines.
+    pub code: Option<String>,
+    /// For people.
+    pub detail: Option<String>,
+    /// The digest of the revision on which it failed.
+    pub revision: Option<String>,
+}
+
+/// What `POST /handlers/NAME/unpark` is asked: all that is given has to fit.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UnparkRequest {
+    /// Only keys of this topic.
+    pub topic: Option<String>,
+    /// Only keys of this partition.
+    pub partition: Option<i32>,
+    /// Only this key.
+    pub key: Option<String>,
+    /// Only the null key.
+    pub null_key: bool,
+    /// Counts, and changes nothing.
+    pub dry_run: bool,
+}
+
+/// The answer of `POST /handlers/NAME/unpark`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Unparked {
+    /// Keys that are tried again from now on, or would be.
+    pub keys: usize,
+    /// Their records.
+    pub records: usize,
+    /// Partitions of this host that were asked.
+    pub partitions: usize,
+    /// Those that did not answer, and why.
+    pub silent: Vec<String>,
 }
 
 /// The record at which a partition stands still, as the handler's policy says.
@@ -139,6 +198,9 @@ pub struct WhereView {
     pub committed: Option<i64>,
     /// Whether an operator has paused the handler.
     pub paused: bool,
+    /// Where it lies in the parked topic, if it is parked.
+    #[serde(default)]
+    pub parked_at: Option<i64>,
     /// The record at which the partition stands still, if it does.
     pub stopped: Option<StoppedView>,
     /// Why nothing is known.

@@ -12,13 +12,16 @@ use tidemill_core::partition::Stage;
 use tidemill_core::record::{Offset, TopicPartition};
 
 use crate::admin::{
-    self, HandlerState, HandlerView, Missing, PartitionView, PauseError, Readiness, RollBackError, RolledBack,
-    StoppedView, WhereState, WhereView,
+    self, HandlerState, HandlerView, Missing, ParkedView, PartitionView, PauseError, Readiness, RollBackError,
+    RolledBack, StoppedView, UnparkRequest, Unparked, WhereState, WhereView,
 };
 use crate::broker::Producer;
+use crate::cli::text::value_of;
+use crate::consumer::{Choice, ParkedKey};
 use crate::fleet::{Pauses, Roster, Running, State};
 use crate::metrics::Metrics;
 use crate::settle::Stop;
+use crate::settle::parked::Why;
 
 /// How often the host looks whether it has become ready.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -87,6 +90,7 @@ impl View {
                 committed: view.committable,
                 lag_records: view.lag.map(i64::unsigned_abs),
                 stopped: view.stopped.map(stopped),
+                parked_records: view.parked,
             })
             .collect();
         let state = match (running.stop.is_cancelled(), running.membership.is_paused()) {
@@ -133,6 +137,7 @@ async fn whereabouts(name: String, running: &Running, from: &TopicPartition, off
         again_in_ms: None,
         committed: None,
         paused: membership.is_paused(),
+        parked_at: None,
         stopped: None,
         detail: None,
     };
@@ -152,9 +157,28 @@ async fn whereabouts(name: String, running: &Running, from: &TopicPartition, off
     };
     view.again_in_ms = standing.again_in.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
     view.committed = standing.committed;
+    view.parked_at = standing.parked_at;
     let of_it = membership.partitions().into_iter().find(|of| of.from == *from);
     view.stopped = of_it.and_then(|of| of.stopped).map(stopped);
     view
+}
+
+fn parked_view(from: &TopicPartition, parked: ParkedKey) -> ParkedView {
+    let ParkedKey { key, records, first_offset, is_tried, why } = parked;
+    let said = |said: fn(&Why) -> String| why.as_ref().map(said);
+    ParkedView {
+        topic: from.topic.to_string(),
+        partition: from.partition,
+        key: value_of(key.as_deref()),
+        records,
+        first_offset,
+        tried: is_tried,
+        since: said(|why| why.since.clone()),
+        class: said(|why| why.class.clone()),
+        code: said(|why| why.code.clone()),
+        detail: said(|why| why.detail.clone()),
+        revision: said(|why| why.revision.to_string()),
+    }
 }
 
 impl admin::Host for View {
@@ -203,7 +227,8 @@ impl admin::Host for View {
 
     fn whereabouts(&self, from: TopicPartition, offset: Offset) -> BoxFuture<'_, Vec<WhereView>> {
         async move {
-            let reads = |running: &Running| running.spec.consumer.subscription.topics.iter().any(|it| **it == *from.topic);
+            let reads =
+                |running: &Running| running.spec.consumer.subscription.topics.iter().any(|it| **it == *from.topic);
             let states = self.roster.states().into_iter();
             let reading = states.filter_map(|(name, state)| Some((name, state.running.filter(|it| reads(it))?)));
             let asked = reading.map(|(name, running)| {
@@ -211,6 +236,44 @@ impl admin::Host for View {
                 async move { whereabouts(name, &running, &from, offset).await }
             });
             join_all(asked).await
+        }
+        .boxed()
+    }
+
+    fn parked<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Option<Vec<ParkedView>>> {
+        async move {
+            let running = self.roster.get(handler)?;
+            let answers = running.membership.parked(|_| true).await;
+            let each = answers.into_iter().flat_map(|(from, keys)| {
+                let keys = keys.unwrap_or_default().into_iter();
+                keys.map(move |key| parked_view(&from, key))
+            });
+            Some(each.collect())
+        }
+        .boxed()
+    }
+
+    fn unpark<'a>(&'a self, handler: &'a str, request: UnparkRequest) -> BoxFuture<'a, Option<Unparked>> {
+        async move {
+            let UnparkRequest { topic, partition, key, null_key, dry_run } = request;
+            let key = if null_key { Some(None) } else { key.map(|key| Some(key.into_bytes())) };
+            let meant = |from: &TopicPartition| {
+                topic.as_ref().is_none_or(|topic| **topic == *from.topic)
+                    && partition.is_none_or(|partition| partition == from.partition)
+            };
+            let running = self.roster.get(handler)?;
+            let answers = running.membership.unpark(meant, &Choice { key, only_count: dry_run }).await;
+            let mut unparked = Unparked { partitions: answers.len(), ..Unparked::default() };
+            for (from, answer) in answers {
+                match answer {
+                    Ok(count) => {
+                        unparked.keys += count.keys;
+                        unparked.records += count.records;
+                    }
+                    Err(error) => unparked.silent.push(format!("{from}: {error}")),
+                }
+            }
+            Some(unparked)
         }
         .boxed()
     }

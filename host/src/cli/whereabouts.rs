@@ -115,7 +115,8 @@ pub async fn run<B: Broker>(broker: &B, handlers: Option<&Path>, args: Args) -> 
     if seen.is_empty() {
         return Err(WhereError::NobodyReads(place.topic));
     }
-    let text = if json { as_json(&place, &kept, silent.is_none(), &seen) } else { as_text(&place, &kept, silent, &seen) };
+    let text =
+        if json { as_json(&place, &kept, silent.is_none(), &seen) } else { as_text(&place, &kept, silent, &seen) };
     Ok(say(&text)?)
 }
 
@@ -198,6 +199,7 @@ struct Seen {
     /// What else is to be said.
     note: Option<String>,
     letter: Option<Letter>,
+    parked_at: Option<Offset>,
 }
 
 /// Where the record is, by all that is known.
@@ -213,6 +215,7 @@ enum State {
     /// Another host has the partition, or none: what is not committed is not known.
     Open,
     Done,
+    Parked,
     DeadLettered,
     Redriven,
 }
@@ -229,6 +232,7 @@ impl State {
             Self::Stopped => "stopped",
             Self::Open => "open",
             Self::Done => "done",
+            Self::Parked => "parked",
             Self::DeadLettered => "dead-lettered",
             Self::Redriven => "redriven",
         }
@@ -264,7 +268,11 @@ impl Reader {
         // What the host has heard of may be ahead of what the broker has told, or the other way round.
         let committed = by_group.and_then(|(_, offset)| offset).max(view.as_ref().and_then(|view| view.committed));
         let is_committed = committed.is_some_and(|committed| place.offset < committed);
-        let state = State::of(view.as_ref().map(|view| view.state), is_committed, kept);
+        let parked_at = view.as_ref().and_then(|view| view.parked_at);
+        let state = match parked_at {
+            Some(_) => State::Parked,
+            None => State::of(view.as_ref().map(|view| view.state), is_committed, kept),
+        };
         let mut seen = Seen {
             state,
             tries: view.as_ref().map_or(0, |view| view.tries),
@@ -273,6 +281,7 @@ impl Reader {
             paused: view.as_ref().is_some_and(|view| view.paused),
             note: None,
             letter: None,
+            parked_at,
             handler,
             group,
         };
@@ -335,6 +344,7 @@ impl Seen {
                 format!("not done: this host does not have the partition; its group has committed {committed}")
             }
             State::Done => format!("done (committed {committed})"),
+            State::Parked => format!("parked, with its key (at {} of the parked topic)", self.parked_at.unwrap_or(0)),
             State::DeadLettered => "dead-lettered".to_owned(),
             State::Redriven => "dead-lettered, and sent again".to_owned(),
         };
@@ -361,6 +371,7 @@ impl Seen {
             "again_in_ms": self.again_in_ms,
             "committed": self.committed,
             "paused": self.paused,
+            "parked_at": self.parked_at,
             "note": self.note,
             "letter": self.letter.as_ref().map(|letter| json!({
                 "topic": &*letter.topic,
@@ -380,7 +391,9 @@ fn as_text(place: &Place, kept: &Kept, silent: Option<String>, seen: &[Seen]) ->
         Kept::Nothing { oldest } => {
             format!("{topic}/{partition}/{offset}: no record is kept at this offset; the oldest is at {oldest}")
         }
-        Kept::NotWritten { end } => format!("{topic}/{partition}/{offset}: not written yet; the partition ends at {end}"),
+        Kept::NotWritten { end } => {
+            format!("{topic}/{partition}/{offset}: not written yet; the partition ends at {end}")
+        }
     }];
     let width = seen.iter().map(|of| of.handler.chars().count()).max().unwrap_or(0);
     lines.extend(seen.iter().map(|of| format!("  {:width$}  {}", of.handler, of.text())));

@@ -3,9 +3,12 @@
 
 use std::time::Duration;
 
+use tidemill_core::parked::Count;
 use tidemill_core::partition::Stage;
 use tidemill_core::record::Offset;
 use tokio::sync::{mpsc, oneshot};
+
+use crate::settle::parked::Why;
 
 /// Questions that wait for one partition's task; a further one is refused.
 pub(super) const QUESTIONS_MAX: usize = 16;
@@ -17,6 +20,34 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 pub(super) enum Question {
     /// Where a record stands.
     Where(Offset, oneshot::Sender<Standing>),
+    /// Which keys are parked.
+    Parked(oneshot::Sender<Vec<ParkedKey>>),
+    /// Tries parked keys again.
+    Unpark(Choice, oneshot::Sender<Count>),
+}
+
+/// Which parked keys are meant.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Choice {
+    /// This key, which may be null; `None`: all.
+    pub key: Option<Option<Vec<u8>>>,
+    /// Says how many they are, and changes nothing.
+    pub only_count: bool,
+}
+
+/// A parked key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParkedKey {
+    /// The key; `None` is null.
+    pub key: Option<Vec<u8>>,
+    /// How many records of it are parked.
+    pub records: usize,
+    /// The offset in the source of the first of them.
+    pub first_offset: Option<Offset>,
+    /// Whether they are tried again just now.
+    pub is_tried: bool,
+    /// Why it is parked.
+    pub why: Option<Why>,
 }
 
 /// Where a record stands in the assignment of its partition.
@@ -24,6 +55,8 @@ pub(super) enum Question {
 pub struct Standing {
     /// What is done with it now.
     pub stage: Stage,
+    /// Where it lies in the parked topic, if it is parked.
+    pub parked_at: Option<Offset>,
     /// When it is tried again, from now on.
     pub again_in: Option<Duration>,
     /// The committed offset, as far as this assignment knows.

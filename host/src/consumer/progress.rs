@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures_util::future::join_all;
+use tidemill_core::parked::Count;
 use tidemill_core::record::{Offset, TopicPartition};
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::asked::{self, NoAnswer, Question, Standing};
+use super::asked::{self, Choice, NoAnswer, ParkedKey, Question, Standing};
 use crate::settle::Stop;
 
 /// No offset is known yet.
@@ -33,6 +35,7 @@ pub struct Progress {
     pending: AtomicU64,
     /// Milliseconds since the Unix epoch of about the oldest unsettled record; `UNKNOWN` when there is none.
     oldest_ms: AtomicI64,
+    parked: AtomicU64,
     /// The record at which the partition stands still.
     stopped: Mutex<Option<Stop>>,
 }
@@ -58,12 +61,17 @@ impl Progress {
             end: AtomicI64::new(UNKNOWN),
             pending: AtomicU64::new(0),
             oldest_ms: AtomicI64::new(UNKNOWN),
+            parked: AtomicU64::new(0),
             stopped: Mutex::default(),
         }
     }
 
     pub(super) fn set_stopped(&self, stop: Option<Stop>) {
         *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = stop;
+    }
+
+    pub(super) fn set_parked(&self, records: usize) {
+        self.parked.store(records as u64, Ordering::Relaxed);
     }
 
     pub(super) fn set_committable(&self, offset: Offset) {
@@ -129,10 +137,14 @@ impl Progress {
             pending: self.pending.load(Ordering::Relaxed),
             lag: end.zip(committable).map(|(end, committable)| (end - committable).max(0)),
             oldest_ms: known(self.oldest_ms.load(Ordering::Relaxed)),
+            parked: self.parked.load(Ordering::Relaxed),
             stopped: self.stopped.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 }
+
+/// What the task of a partition answers.
+pub type Answer<T> = (TopicPartition, Result<T, NoAnswer>);
 
 /// What an operator sees of one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,6 +161,8 @@ pub struct PartitionView {
     pub lag: Option<i64>,
     /// When about the oldest unsettled record was made, in milliseconds since the Unix epoch.
     pub oldest_ms: Option<i64>,
+    /// Records that are parked.
+    pub parked: u64,
     /// The record at which it stands still, as the handler's policy says.
     pub stopped: Option<Stop>,
 }
@@ -195,6 +209,29 @@ impl Membership {
         let to = self.with(|state| Some(state.partitions.get(from)?.questions.clone()));
         let Some(to) = to else { return Ok(None) };
         asked::ask(&to, |reply| Question::Where(offset, reply)).await.map(Some)
+    }
+
+    /// The parked keys of each partition of this member that is meant.
+    pub async fn parked(&self, meant: impl Fn(&TopicPartition) -> bool) -> Vec<Answer<Vec<ParkedKey>>> {
+        let asked = self.meant(meant).into_iter();
+        join_all(asked.map(async |(from, to)| (from, asked::ask(&to, Question::Parked).await))).await
+    }
+
+    /// Tries parked keys again, or counts them; the answer of each partition of this member that is meant.
+    pub async fn unpark(&self, meant: impl Fn(&TopicPartition) -> bool, choice: &Choice) -> Vec<Answer<Count>> {
+        let asked = self.meant(meant).into_iter();
+        let ask = async |(from, to): (_, _)| {
+            let question = |reply| Question::Unpark(choice.clone(), reply);
+            (from, asked::ask(&to, question).await)
+        };
+        join_all(asked.map(ask)).await
+    }
+
+    fn meant(&self, meant: impl Fn(&TopicPartition) -> bool) -> Vec<(TopicPartition, mpsc::Sender<Question>)> {
+        self.with(|state| {
+            let all = state.partitions.iter().filter(|(from, _)| meant(from));
+            all.map(|(from, assigned)| (from.clone(), assigned.questions.clone())).collect()
+        })
     }
 
     /// Starts no more calls, or goes on. The member keeps its partitions and its place in them.

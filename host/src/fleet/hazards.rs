@@ -69,6 +69,9 @@ impl Lookout {
                 replicas_min,
                 in_sync_min: settings.in_sync_min,
             }));
+            if purpose == Use::Parks && (settings.age_max.is_some() || settings.bytes_max.is_some()) {
+                found.insert(Hazard::Parked { topic: topic.clone() });
+            }
             if purpose != Use::Reads {
                 continue;
             }
@@ -148,10 +151,14 @@ mod tests {
 
         let found = lookout.look(&Cluster { replicas: 1, members: 2 }).await.expect("it can be asked");
         lookout.tell(found);
-        assert_eq!(counts(&lookout), [2, 2, 0, 1], "the topic and its dead letters; three partitions and two members");
+        assert_eq!(
+            counts(&lookout),
+            [2, 2, 0, 1, 0],
+            "the topic and its dead letters; three partitions and two members"
+        );
         let mended = lookout.look(&Cluster { replicas: 3, members: 3 }).await.expect("it can be asked");
         lookout.tell(mended);
-        assert_eq!((counts(&lookout), lookout.told.len()), ([0; 4], 0));
+        assert_eq!((counts(&lookout), lookout.told.len()), ([0; 5], 0));
     }
 
     /// Topics of three partitions, each with so many copies, and a group of so many members.

@@ -42,9 +42,7 @@ fn a_record_is_said_to_be_running_waiting_retrying_done_dead_lettered_and_sent_a
     let retried = whereabouts(&host, &topic, 2)?;
     assert!(retried["tries"].as_u64() >= Some(1) && retried["again_in_ms"].as_u64() <= Some(60_000), "{retried}");
     // The record that is tried again holds the frontier; what lies behind it is done and not committed.
-    wait::until("the commit", DEADLINE, || {
-        Ok((whereabouts(&host, &topic, 5)?["committed"] == 2).then_some(()))
-    })?;
+    wait::until("the commit", DEADLINE, || Ok((whereabouts(&host, &topic, 5)?["committed"] == 2).then_some(())))?;
     let letter = &whereabouts(&host, &topic, 1)?["letter"];
     assert_eq!((&letter["class"], &letter["code"]), (&"rejected".into(), &"poison".into()));
     let text = ask(&host, &[&format!("{topic}/0/1")])?;

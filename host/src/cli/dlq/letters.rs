@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tidemill_core::offset_set::OffsetSet;
 use tidemill_core::record::{Chunk, Offset, Record, redriven};
 
-use super::receipt::Offsets;
+use super::receipt::note;
 use super::{DlqError, Filter};
 use crate::broker::{Admin, BrokerError, Header, PartitionInfo, TopicInfo};
 use crate::settle::letter::{Account, header};
@@ -19,7 +20,7 @@ pub(super) struct Topic {
     pub(super) name: Arc<str>,
     partitions: Vec<PartitionInfo>,
     /// The letters that were sent again, by partition.
-    redriven: BTreeMap<i32, Offsets>,
+    redriven: BTreeMap<i32, OffsetSet>,
 }
 
 /// A dead letter.
@@ -45,13 +46,13 @@ impl Topic {
     /// Reads the whole topic once for what was sent again.
     pub(super) async fn open(admin: &dyn Admin, topic: TopicInfo) -> Result<Self, DlqError> {
         let TopicInfo { name, partitions } = topic;
-        let mut redriven: BTreeMap<i32, Offsets> = BTreeMap::new();
+        let mut redriven: BTreeMap<i32, OffsetSet> = BTreeMap::new();
         for of in &partitions {
             let mut next = of.start;
             while let Some(chunk) = page(admin, &name, of.partition, &mut next, of.end).await? {
                 let noted = redriven.entry(of.partition).or_default();
                 for record in chunk.records() {
-                    noted.note(&record);
+                    note(noted, &record);
                 }
             }
         }
@@ -87,7 +88,7 @@ impl Pages<'_> {
             record,
         };
         let records = chunk.records().filter(|record| record.offset() < end);
-        let letters = records.filter(|record| !Offsets::default().note(record)).map(letter);
+        let letters = records.filter(|record| !note(&mut OffsetSet::default(), record)).map(letter);
         letters.filter(|letter| self.filter.fits(letter)).collect()
     }
 }
@@ -128,12 +129,17 @@ pub(in crate::cli) async fn find(
     let mut left = records_max;
     for of in &partitions {
         let mut next = starts.get(&of.partition).copied().unwrap_or(of.start).max(of.start);
-        let mut sent = Offsets::default();
+        let mut sent = OffsetSet::default();
         while let Some(chunk) = page(admin, &name, of.partition, &mut next, of.end).await? {
-            for record in chunk.records().filter(|record| !sent.note(record)) {
+            for record in chunk.records().filter(|record| !note(&mut sent, record)) {
                 let Some(account) = Account::of(&record).filter(|account| wanted.is(account)) else { continue };
-                search.letter =
-                    Some(Letter { topic: Arc::clone(&name), partition: of.partition, record, account, redriven: false });
+                search.letter = Some(Letter {
+                    topic: Arc::clone(&name),
+                    partition: of.partition,
+                    record,
+                    account,
+                    redriven: false,
+                });
             }
             left = left.saturating_sub(chunk.len().max(1));
             if left == 0 {
