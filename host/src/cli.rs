@@ -4,8 +4,10 @@ pub mod check;
 pub mod dlq;
 pub mod guests;
 pub mod new;
+pub mod offsets;
 pub mod park;
 mod progress;
+pub mod replay;
 pub mod run;
 pub(crate) mod text;
 pub mod topic;
@@ -43,6 +45,10 @@ enum Command {
     Dlq(DlqArgs),
     /// Says where a record is with each handler: waiting, running, to be tried again, done or dead-lettered.
     Where(whereabouts::Args),
+    /// Shows where a handler's group stands, and lets it begin elsewhere.
+    Offsets(offsets::Args),
+    /// Reads a range of the log once more through a handler, into the same or other stores, without moving its offsets.
+    Replay(replay::Args),
     /// Shows what runs in a host, and goes back to the revision before.
     Guests(guests::Args),
     /// Lets a handler of a running host start no more calls, also after a restart. It keeps its place in its group.
@@ -108,6 +114,8 @@ impl Cli {
             Command::Topic(args) => crate::app::topic(&args.config.config, args.command),
             Command::Dlq(args) => crate::app::dlq(&args.config.config, args.command),
             Command::Where(args) => crate::app::whereabouts(args),
+            Command::Offsets(args) => offsets::run(args),
+            Command::Replay(args) => replay::run(&args),
             Command::Guests(args) => Ok(guests::run(args)?),
             Command::Pause(args) => Ok(guests::pause(args, true)?),
             Command::Resume(args) => Ok(guests::pause(args, false)?),

@@ -14,11 +14,13 @@ mod promises {
     mod letters;
     mod means;
     mod modes;
+    mod moved;
     mod offsets;
     mod park;
     mod pause;
     mod policy;
     mod postgres;
+    mod replay;
     mod stored;
     mod swap;
     mod takeover;

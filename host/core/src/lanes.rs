@@ -300,26 +300,33 @@ impl Lanes {
         })
     }
 
-    /// Takes the records of the next call: ready lanes in turn, from each its first records, in offset order overall.
-    pub fn take(&mut self, records_max: usize, bytes_max: usize) -> Vec<Entry> {
+    /// Takes the records of the next call: so many ready lanes in turn, from each its first records, in offset order overall.
+    pub fn take(&mut self, lanes_max: usize, records_max: usize, bytes_max: usize) -> Vec<Entry> {
         let mut ready = std::mem::take(&mut self.ready);
-        let taken = self.take_from(&mut ready, records_max, bytes_max);
+        let taken = self.take_from(&mut ready, lanes_max, records_max, bytes_max);
         self.ready = ready;
         taken
     }
 
-    /// The same of lanes that are set aside.
+    /// The same of all lanes that are set aside.
     pub fn take_aside(&mut self, records_max: usize, bytes_max: usize) -> Vec<Entry> {
         let mut ready = std::mem::take(&mut self.aside_ready);
-        let taken = self.take_from(&mut ready, records_max, bytes_max);
+        let taken = self.take_from(&mut ready, usize::MAX, records_max, bytes_max);
         self.aside_ready = ready;
         taken
     }
 
-    fn take_from(&mut self, ready: &mut VecDeque<LaneId>, records_max: usize, bytes_max: usize) -> Vec<Entry> {
+    fn take_from(
+        &mut self,
+        ready: &mut VecDeque<LaneId>,
+        lanes_max: usize,
+        records_max: usize,
+        bytes_max: usize,
+    ) -> Vec<Entry> {
         let mut taken = Vec::with_capacity(records_max.min(ready.len().max(8)));
         let mut room = Room { records: records_max.max(1), bytes: bytes_max };
-        while let Some(&id) = ready.front() {
+        for _lane in 0..lanes_max.max(1) {
+            let Some(&id) = ready.front() else { break };
             let before = taken.len();
             let lane = &mut self.lanes[id as usize];
             while let Some(entry) = lane.queue.front()
@@ -442,9 +449,9 @@ impl Lanes {
         self.waiting.first().map(|(until, _)| *until)
     }
 
-    /// Whether a lane is ready to run.
-    pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+    /// How many lanes are ready to run.
+    pub fn ready(&self) -> usize {
+        self.ready.len()
     }
 
     /// Whether a record is ready to be set aside.
@@ -476,3 +483,6 @@ impl Room {
         self.bytes = self.bytes.saturating_sub(entry.record.bytes());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@
 //! PARK-1: while a key is set aside none of its records is called; each is parked, in order, behind those before it.
 //!
 //! STOP-1: a partition that stopped at a record runs neither it nor anything behind it until it is resumed.
+//! DRAIN-1: what is settled when a revoked partition is drained is committed, unless a failure lies before it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -42,8 +43,11 @@ pub struct Bounds {
 pub enum Event {
     /// The reader delivered records.
     Received(Arc<Chunk>),
-    /// A call may start: the handler has an instance to spare. Answered with at most one [`Action::Invoke`].
-    Slot,
+    /// A call may start. Answered with at most one [`Action::Invoke`].
+    Slot {
+        /// How many calls the handler could start now, this one included.
+        spare: usize,
+    },
     /// A call ended, with one verdict for each of its records, in order.
     Returned {
         /// The call.
@@ -57,7 +61,7 @@ pub enum Event {
     Paused(bool),
     /// Time passed.
     Timer,
-    /// So many more records may be parked, from now on.
+    /// So many more records may be parked, those included that are being parked.
     RoomToPark(usize),
     /// Something changed that may mend the record at which the partition stopped: it goes on, with all attempts anew.
     Resumed,
@@ -236,12 +240,15 @@ impl Partition {
     pub fn on(&mut self, now: Duration, event: Event, actions: &mut Vec<Action>) {
         match event {
             Event::Received(chunk) => self.received(&chunk, actions),
-            Event::Slot => self.slot(now, actions),
+            Event::Slot { spare } => self.slot(now, spare, actions),
             Event::Returned { call, verdicts } => self.returned(now, call, &verdicts, actions),
             Event::Committed(offset) => self.committed(offset, actions),
             Event::Paused(paused) => self.pause(paused, actions),
             Event::Timer => self.lanes.wake(now),
-            Event::RoomToPark(records) => self.room_to_park = records,
+            Event::RoomToPark(records) => {
+                let parking = self.parking.and_then(|call| self.calls.get(&call)).map_or(0, Vec::len);
+                self.room_to_park = records.saturating_sub(parking);
+            }
             Event::Resumed if self.revoked => {}
             Event::Resumed => self.lanes.release(),
             Event::Revoked => self.revoked(actions),
@@ -280,7 +287,7 @@ impl Partition {
         self.bounds.bytes_max.saturating_sub(self.bytes)
     }
 
-    /// Whether a [`Event::Slot`] would start a call.
+    /// Whether an [`Event::Slot`] would start a call.
     pub fn wants_slot(&self) -> bool {
         self.calls.len() - usize::from(self.parking.is_some()) < self.bounds.calls_max && self.may_call()
     }
@@ -291,7 +298,7 @@ impl Partition {
 
     /// Whether a record may run now. What is committed has to run, paused or not: it would be lost.
     fn may_call(&self) -> bool {
-        self.lanes.has_ready() && (!self.paused || self.ahead.is_some())
+        self.lanes.ready() > 0 && (!self.paused || self.ahead.is_some())
     }
 
     /// Bytes received and not settled.
@@ -404,11 +411,16 @@ impl Partition {
         }
     }
 
-    fn slot(&mut self, now: Duration, actions: &mut Vec<Action>) {
+    /// SPREAD-1: what could run at once does not wait in one call for another: a call takes no more than its share of the lanes
+    /// that are ready, among the calls that may start now.
+    fn slot(&mut self, now: Duration, spare: usize, actions: &mut Vec<Action>) {
         if !self.wants_slot() {
             return;
         }
-        let entries = self.lanes.take(self.bounds.call_records_max, self.bounds.call_bytes_max);
+        let running = self.calls.len() - usize::from(self.parking.is_some());
+        let shares = spare.clamp(1, self.bounds.calls_max - running);
+        let lanes_max = self.lanes.ready().div_ceil(shares);
+        let entries = self.lanes.take(lanes_max, self.bounds.call_records_max, self.bounds.call_bytes_max);
         actions.push(Action::Invoke(self.start(now, entries)));
     }
 

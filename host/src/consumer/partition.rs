@@ -13,7 +13,7 @@ use futures_util::FutureExt;
 use tidemill_core::lanes::LaneId;
 use tidemill_core::partition::{Action, Call, CallId, Event, Partition, Stage, Verdict};
 use tidemill_core::record::{Chunk, Offset};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,7 @@ use super::budget::Share;
 use super::commit::REFRESH_INTERVAL;
 use super::commit::outbox::Outbox;
 use super::{Config, Parking, Parts, Progress};
-use crate::attempt::{self, Attempt, Guarantee, Ownership};
+use crate::attempt::{self, Attempt, Committed, Guarantee, Ownership};
 use crate::broker::Reader;
 use crate::fault::Fault;
 use crate::metrics::{HandlerMetrics, PartitionMetrics};
@@ -33,6 +33,8 @@ use crate::settle::{Settlement, Stop};
 
 /// Waits before a partition whose reader failed is read again.
 const READ_AGAIN_DELAY: Duration = Duration::from_secs(1);
+/// A full partition is read again once this part of its records is settled, so that small calls do not make small reads.
+const READ_SHARE: usize = 16;
 /// A record whose attempt panicked in the host itself waits this long.
 const PANIC_DELAY: Duration = Duration::from_secs(1);
 /// How often it is told that a partition stands still at a record.
@@ -44,15 +46,15 @@ pub(super) struct Ties {
     pub(super) owner: Option<Arc<Ownership>>,
     /// What is to be committed in transactions; `None` when offsets are committed alone.
     pub(super) outbox: Option<Arc<Outbox>>,
-    /// Whether an operator has paused the handler.
-    pub(super) paused: watch::Receiver<bool>,
     /// What others want to know of it.
     pub(super) asked: mpsc::Receiver<Question>,
     /// Where keys are parked, if they are.
     pub(super) parking: Option<Parking>,
+    /// Why its records come, in the word that guests read.
+    pub(super) delivery: &'static str,
 }
 
-/// Consumes one assignment of a partition until it is revoked and drained.
+/// Consumes one assignment of a partition until it is revoked and drained, or its range is done.
 pub(super) fn spawn<R: Reader>(
     parts: Arc<Parts>,
     config: Config,
@@ -79,8 +81,8 @@ pub(super) fn spawn<R: Reader>(
         outbox: ties.outbox,
         machine,
         metrics,
-        paused: ties.paused,
         asked: ties.asked,
+        delivery: ties.delivery,
         parts,
         config,
         origin: Instant::now(),
@@ -107,7 +109,6 @@ struct Task<R> {
     /// Its part of what the host holds.
     share: Share,
     metrics: PartitionMetrics,
-    paused: watch::Receiver<bool>,
     asked: mpsc::Receiver<Question>,
     /// What is parked, under a policy that parks.
     parked: Option<Keys>,
@@ -115,6 +116,7 @@ struct Task<R> {
     parked_turn: bool,
     /// Where the group stood when the partition was assigned, as far as was known.
     began_at: Option<Offset>,
+    delivery: &'static str,
     /// The machine's clock counts from here.
     origin: Instant,
     calls: JoinSet<Ended>,
@@ -149,9 +151,10 @@ impl<R: Reader> Task<R> {
         let mut refresh = tokio::time::interval(REFRESH_INTERVAL);
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.pause();
-        // Behind a drained source calls with parked records may still run.
-        while !(self.drained && self.calls.is_empty()) && !self.is_fenced() {
-            let waits = self.outbox_is_full();
+        while !self.has_ended() && !self.is_through() {
+            let crowded = self.outbox_is_full();
+            // While nothing that was settled may be committed, only a call helps: the one of the record that is in the way.
+            let waits = crowded && !self.outbox.as_ref().is_some_and(|outbox| outbox.is_done());
             if !waits {
                 self.start_calls(revoking);
             }
@@ -161,7 +164,7 @@ impl<R: Reader> Task<R> {
             let timers = self.machine.next_timer().into_iter().chain(self.parked.as_ref().and_then(Keys::next_timer));
             let timer = timers.min().map(|at| self.origin + at);
             let pages_again = self.parked.as_ref().and_then(Keys::read_again);
-            let (records, bytes) = if waits { (0, 0) } else { self.room() };
+            let (records, bytes) = if crowded { (0, 0) } else { self.room() };
             let full = records > 0 && bytes == 0;
             let outbox = self.outbox.as_deref();
             let slots = &self.parts.slots;
@@ -181,7 +184,7 @@ impl<R: Reader> Task<R> {
                 offset = self.progress.confirmation(), if self.config.guarantee == Guarantee::AtMostOnce => {
                     self.on(Event::Committed(offset));
                 }
-                Ok(()) = self.paused.changed() => self.pause(),
+                () = self.progress.pausing() => self.pause(),
                 Some(question) = self.asked.recv() => self.answer(question),
                 () = until(timer), if timer.is_some() => self.on_timer(),
                 () = until(pages_again), if pages_again.is_some() => {}
@@ -208,7 +211,40 @@ impl<R: Reader> Task<R> {
                 }
             }
         }
+        if self.is_through() {
+            self.finish().await;
+        }
         self.refresh();
+    }
+
+    /// Whether nothing is left to do. Behind a drained source calls with parked records may still run.
+    fn has_ended(&self) -> bool {
+        self.is_fenced() || (self.drained && self.calls.is_empty())
+    }
+
+    /// Whether nothing more is to be read, and all that was is settled.
+    fn is_through(&self) -> bool {
+        self.reader.ended() && self.machine.pending() == 0
+    }
+
+    /// Keeps where a range ends, behind offsets that hold no record: whoever goes on there begins behind it.
+    async fn finish(&mut self) {
+        let Some(end) = self.reader.position() else { return };
+        while let Some(owner) = self.owner.as_ref().filter(|owner| owner.next() != Some(end)) {
+            match owner.commit(None, end).await {
+                Ok(Committed::Stored) => {}
+                Ok(Committed::Fenced) => return,
+                Err(error) => {
+                    tracing::warn!(partition = %self.progress.from, %error, "the end of the range is not stored yet");
+                    tokio::select! {
+                        biased;
+                        () = self.revoked.cancelled() => return,
+                        () = tokio::time::sleep(READ_AGAIN_DELAY) => {}
+                    }
+                }
+            }
+        }
+        self.progress.set_through(end);
     }
 
     /// Whether somebody else owns the partition: nothing that is done here will ever count.
@@ -249,7 +285,8 @@ impl<R: Reader> Task<R> {
     fn room(&self) -> (usize, usize) {
         let bounds = &self.config.bounds;
         let records = self.machine.room();
-        let worthwhile = bounds.call_records_max.min(bounds.records_max / 2).max(1);
+        let some = bounds.call_records_max.max(bounds.records_max / READ_SHARE);
+        let worthwhile = some.min(bounds.records_max / 2).min(bounds.span_max / 2).max(1);
         if Fault::DropOnFull.is_on() {
             return (worthwhile, bounds.bytes_max);
         }
@@ -257,7 +294,7 @@ impl<R: Reader> Task<R> {
     }
 
     fn pause(&mut self) {
-        let paused = *self.paused.borrow_and_update();
+        let paused = self.progress.is_paused();
         self.on(Event::Paused(paused));
         self.on_second(Event::Paused(paused));
     }
@@ -313,6 +350,9 @@ impl<R: Reader> Task<R> {
                 "records were deleted before this handler has read them; it goes on with those that are left: keep them longer, or make the handler faster"
             );
         }
+        if chunk.is_empty() {
+            return;
+        }
         self.parts.metrics.received_records.inc_by(chunk.len() as u64);
         self.parts.metrics.received_bytes.inc_by(chunk.bytes() as u64);
         let (first, last) = (chunk.records().next(), chunk.records().next_back());
@@ -356,7 +396,7 @@ impl<R: Reader> Task<R> {
     }
 
     fn start_call(&mut self, slot: OwnedSemaphorePermit) {
-        self.on(Event::Slot);
+        self.on(Event::Slot { spare: self.parts.slots.available_permits() + 1 });
         let mut slot = Some(slot);
         for action in std::mem::take(&mut self.actions) {
             match action {
@@ -372,7 +412,7 @@ impl<R: Reader> Task<R> {
     }
 
     fn on(&mut self, event: Event) {
-        let answers_slot = matches!(event, Event::Slot);
+        let answers_slot = matches!(event, Event::Slot { .. });
         self.machine.on(self.origin.elapsed(), event, &mut self.actions);
         if answers_slot {
             return;
@@ -447,6 +487,7 @@ impl<R: Reader> Task<R> {
         let (epoch, revoked) = (self.progress.epoch, self.revoked.clone());
         let mut attempt = Attempt::new(from.clone(), epoch, call.records, guarantee, call_deadline, revoked);
         attempt.owner = self.owner.clone();
+        attempt.delivery = self.delivery;
         async move {
             let run = attempt::run(&*parts.handler, &parts.settler, attempt, slot);
             let settlement = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {

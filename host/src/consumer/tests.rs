@@ -7,10 +7,12 @@ mod bounds;
 mod commits;
 mod database;
 mod drain;
+mod moving;
 mod order;
 mod parked;
 mod pause;
 mod policy;
+mod simulation;
 mod transactions;
 
 use std::collections::{BTreeMap, BTreeSet};

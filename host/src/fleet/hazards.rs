@@ -120,7 +120,7 @@ fn age_of(made_ms: i64) -> Duration {
 mod tests {
     use futures_util::FutureExt;
     use futures_util::future::BoxFuture;
-    use tidemill_core::record::{Chunk, Offset};
+    use tidemill_core::record::{Chunk, Offset, TopicPartition};
 
     use super::*;
     use crate::broker::{Committed, PartitionInfo, TopicInfo, TopicSettings};
@@ -193,6 +193,10 @@ mod tests {
 
         fn committed(&self, _: &str, _: &str) -> BoxFuture<'_, Result<Committed, BrokerError>> {
             unreachable!("the members know")
+        }
+
+        fn commit(&self, _: &str, _: Vec<(TopicPartition, Offset)>) -> BoxFuture<'_, Result<(), BrokerError>> {
+            unreachable!("nothing is moved")
         }
 
         fn read(&self, _: &str, _: i32, _: Offset, _: usize) -> BoxFuture<'_, Result<Arc<Chunk>, BrokerError>> {

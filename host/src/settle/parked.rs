@@ -202,8 +202,8 @@ impl ParkedTopics {
     /// Parks records; returns where each lies, once that is acknowledged. While they can't be written they wait, and that is
     /// said. Once the partition is revoked what can't be written is given up: `None`, and so is all of a lane behind it.
     ///
-    /// The records of a lane stand in order: what was written behind one that failed is written again behind it, and the index
-    /// passes over what this owner wrote first.
+    /// The records of a lane stand in order: what was written while one before it failed does not count, which is noted, and is
+    /// written again behind that one.
     pub(crate) async fn park(
         &self,
         from: &TopicPartition,
@@ -223,11 +223,15 @@ impl ParkedTopics {
             let mut failed_lanes: Vec<LaneId> = Vec::new();
             let mut failure = None;
             let mut left = Vec::new();
+            let mut ahead = OffsetSet::default();
             for ((index, size), result) in open.into_iter().zip(results.chain(std::iter::repeat_with(silent))) {
                 let lane = records[index].record.lane;
                 match result.and_then(known) {
                     Ok(at) if !failed_lanes.contains(&lane) => places[index] = Some(at),
-                    Ok(_) => left.push((index, size)),
+                    Ok(at) => {
+                        ahead.insert(at, at);
+                        left.push((index, size));
+                    }
                     Err(error) => {
                         failed_lanes.push(lane);
                         let shorter = matches!(error, SendError::TooLarge(_)) && size == Size::Whole;
@@ -237,6 +241,11 @@ impl ParkedTopics {
                 }
             }
             open = left;
+            if ahead.ranges().next().is_some()
+                && let Err(error) = self.send_one(entry(&place, header::HANDLED, ahead.to_string())).await
+            {
+                tracing::debug!(topic = &*place.topic, %error, "what was parked ahead of its turn is not noted");
+            }
             if open.is_empty() {
                 if self.stalled.is_over() {
                     tracing::info!(handler = &*self.handler, topic = &*place.topic, "records can be parked again");
@@ -277,6 +286,7 @@ fn known(position: Position) -> Result<Offset, SendError> {
 
 async fn wait(delay: &mut Duration, revoked: &CancellationToken) -> Result<(), GivenUp> {
     tokio::select! {
+        biased;
         () = tokio::time::sleep(*delay) => {
             *delay = (*delay * 2).min(DELAY_MAX);
             Ok(())
@@ -365,6 +375,11 @@ fn parked(place: &TopicPartition, from: &TopicPartition, owner: &Arc<str>, to_pa
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+    use std::sync::Mutex;
+
+    use futures_util::FutureExt;
+    use futures_util::future::BoxFuture;
     use tidemill_core::retry::Class;
 
     use super::*;
@@ -423,5 +438,62 @@ mod tests {
         let handled = OffsetSet::from_iter([1, 2, 3, 9]);
         assert_eq!(read(entry(&place, header::HANDLED, handled.to_string())), Entry::Receipt(handled));
         assert_eq!(read(entry(&place, "other", String::new())), Entry::Foreign);
+    }
+
+    /// Answers as it is told, and keeps what it was sent.
+    struct Scripted {
+        answers: Mutex<VecDeque<Vec<Result<i64, SendError>>>>,
+        sent: Mutex<Vec<Vec<Outgoing>>>,
+    }
+
+    impl Producer for Scripted {
+        fn send(&self, records: Vec<Outgoing>, _: WhenFull) -> BoxFuture<'static, Vec<Result<Position, SendError>>> {
+            self.sent.lock().expect("not poisoned").push(records);
+            let answers = self.answers.lock().expect("not poisoned").pop_front().expect("an answer is left");
+            let position = |answer: Result<i64, _>| answer.map(|offset| Position { partition: 0, offset });
+            std::future::ready(answers.into_iter().map(position).collect()).boxed()
+        }
+
+        fn ready(&self) -> bool {
+            true
+        }
+
+        fn warm<'a>(&'a self, _: &'a [Arc<str>], _: Duration) -> BoxFuture<'a, Result<(), SendError>> {
+            std::future::ready(Ok(())).boxed()
+        }
+
+        fn flush(&self, _: Duration) -> BoxFuture<'_, usize> {
+            std::future::ready(0).boxed()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_parked_ahead_of_its_turn_is_taken_back_and_parked_again_in_order() {
+        let away = || Err(SendError::Unavailable("away".to_owned()));
+        let answers = [vec![away(), Ok(10), Ok(11)], vec![Ok(12)], vec![Ok(20), Ok(21)]];
+        let producer = Arc::new(Scripted { answers: Mutex::new(answers.into()), sent: Mutex::default() });
+        let topics = ParkedTopics::new("h".into(), Arc::clone(&producer) as Arc<dyn Producer>);
+        let to_park = |(offset, lane): (Offset, LaneId)| ToPark {
+            record: CallRecord {
+                record: Record::single(offset, Some(b"k"), None),
+                lane,
+                tries: 0,
+                charged: 0,
+                age: Duration::ZERO,
+            },
+            failure: None,
+        };
+        let records: Vec<ToPark> = [(5, 0), (6, 0), (7, 1)].into_iter().map(to_park).collect();
+        let from = TopicPartition::new("orders", 0);
+        let places = topics.park(&from, &"me".into(), &records, &CancellationToken::new()).await;
+        assert_eq!(places, [Some(20), Some(21), Some(11)]);
+        let sent = producer.sent.lock().expect("not poisoned");
+        let read = |records: &Vec<Outgoing>| records.iter().map(|it| Entry::of(&in_the_log(it))).collect::<Vec<_>>();
+        assert_eq!(read(&sent[1]), [Entry::Receipt(OffsetSet::from_iter([10]))]);
+        let offsets = |records: &Vec<Outgoing>| {
+            let source = |entry| if let Entry::Parked { source, .. } = entry { source.offset } else { -1 };
+            read(records).into_iter().map(source).collect::<Vec<_>>()
+        };
+        assert_eq!((offsets(&sent[0]), offsets(&sent[2])), (vec![5, 6, 7], vec![5, 6]));
     }
 }

@@ -375,10 +375,10 @@ impl World {
 
     fn slots(&mut self) {
         while self.host.source.wants_slot() {
-            self.source(Event::Slot);
+            self.source(Event::Slot { spare: 1 });
         }
         while self.host.second.wants_slot() {
-            self.second(Event::Slot);
+            self.second(Event::Slot { spare: 1 });
         }
     }
 

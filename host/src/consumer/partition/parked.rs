@@ -65,7 +65,7 @@ impl Keys {
             place: parking.topics.place_of(from),
             index: Parked::new(parking.records_max),
             parking,
-            owner: uuid::Uuid::new_v4().to_string().into(),
+            owner: format!("{:032x}", fastrand::u128(..)).into(),
             second: Partition::new(config.order, config.bounds.clone()),
             handed: BTreeMap::new(),
             next: 0,

@@ -20,12 +20,13 @@ use crate::settle::{Settlement, Stop};
 
 impl<R: Reader> Task<R> {
     /// Learns what is parked. False if the partition was revoked before that was known.
-    pub(super) async fn load_parked(&mut self) -> bool {
+    pub(in crate::consumer::partition) async fn load_parked(&mut self) -> bool {
         let Some(keys) = &mut self.parked else { return true };
         let revoked = self.revoked.clone();
         tokio::select! {
-            () = keys.load() => {}
+            biased;
             () = revoked.cancelled() => return false,
+            () = keys.load() => {}
         }
         let (parked, records) = (keys.index.keys().count(), keys.index.records());
         for (key, _) in keys.index.keys() {
@@ -50,7 +51,7 @@ impl<R: Reader> Task<R> {
     }
 
     /// Parks what is set aside. What is parked already, since it comes again after a crash, is not parked twice.
-    pub(super) fn park(&mut self, call: Call) {
+    pub(in crate::consumer::partition) fn park(&mut self, call: Call) {
         let Some(keys) = &mut self.parked else { return };
         let Call { id, records } = call;
         let mut held = Vec::with_capacity(records.len());
@@ -58,7 +59,9 @@ impl<R: Reader> Task<R> {
         for record in records {
             let is_held = keys.index.holds(&key_of(&record.record), source_of(&record.record));
             held.push((record.lane, is_held));
-            if !is_held {
+            if is_held {
+                keys.failed.remove(&record.record.offset());
+            } else {
                 let failure = keys.failed.get(&record.record.offset()).cloned();
                 to_park.push(ToPark { record, failure });
             }
@@ -72,7 +75,7 @@ impl<R: Reader> Task<R> {
     }
 
     /// Records lie in the parked topic, or were given up because the partition is revoked.
-    pub(super) fn on_parked(
+    pub(in crate::consumer::partition) fn on_parked(
         &mut self,
         id: CallId,
         held: Vec<(LaneId, bool)>,
@@ -86,11 +89,12 @@ impl<R: Reader> Task<R> {
         // What comes behind one that was given up is parked behind it.
         let mut given_up_in: Vec<LaneId> = Vec::new();
         for (lane, is_held) in held {
+            let own = if is_held { None } else { written.next() };
             let verdict = if given_up_in.contains(&lane) {
                 Verdict::Untouched
             } else if is_held {
                 Verdict::Settled
-            } else if let Some((ToPark { record, failure }, Some(at))) = written.next() {
+            } else if let Some((ToPark { record, failure }, Some(at))) = own {
                 let (record, owner) = (record.record, Arc::clone(&keys.owner));
                 if let Some(stop) = &failure {
                     tracing::warn!(
@@ -114,7 +118,7 @@ impl<R: Reader> Task<R> {
     }
 
     /// A page of what is tried again.
-    pub(super) fn on_page(&mut self, page: Result<Arc<Chunk>, String>) {
+    pub(in crate::consumer::partition) fn on_page(&mut self, page: Result<Arc<Chunk>, String>) {
         let Some(keys) = &mut self.parked else { return };
         match page {
             Ok(chunk) if chunk.is_empty() => keys.read_nothing("nothing is there yet"),
@@ -129,7 +133,7 @@ impl<R: Reader> Task<R> {
     }
 
     /// Drives the second machine. What it sets aside lies in the parked topic already.
-    pub(super) fn on_second(&mut self, event: Event) {
+    pub(in crate::consumer::partition) fn on_second(&mut self, event: Event) {
         let now = self.origin.elapsed();
         let Some(keys) = &mut self.parked else { return };
         let mut actions = Vec::new();
@@ -147,11 +151,12 @@ impl<R: Reader> Task<R> {
     }
 
     /// Starts a call with parked records.
-    pub(super) fn try_again(&mut self, slot: OwnedSemaphorePermit) {
+    pub(in crate::consumer::partition) fn try_again(&mut self, slot: OwnedSemaphorePermit) {
         let now = self.origin.elapsed();
+        let spare = self.parts.slots.available_permits() + 1;
         let Some(keys) = &mut self.parked else { return };
         let mut actions = Vec::new();
-        keys.second.on(now, Event::Slot, &mut actions);
+        keys.second.on(now, Event::Slot { spare }, &mut actions);
         let Some(Action::Invoke(mut call)) = actions.pop() else { return };
         let mut places = Vec::with_capacity(call.records.len());
         for record in &mut call.records {
@@ -178,7 +183,12 @@ impl<R: Reader> Task<R> {
     }
 
     /// A call with parked records has ended, and its receipt is written.
-    pub(super) fn tried_again(&mut self, call: CallId, settlement: Settlement, places: Vec<(Offset, Offset)>) {
+    pub(in crate::consumer::partition) fn tried_again(
+        &mut self,
+        call: CallId,
+        settlement: Settlement,
+        places: Vec<(Offset, Offset)>,
+    ) {
         let Settlement { verdicts, stops, .. } = settlement;
         let mut failed: Vec<Option<Bytes>> = Vec::new();
         if let Some(keys) = &mut self.parked {
@@ -215,7 +225,7 @@ impl<R: Reader> Task<R> {
     }
 
     /// Tries keys again that failed on another revision than the live one, and says when there is no room to park.
-    pub(super) fn look_at_parked(&mut self) {
+    pub(in crate::consumer::partition) fn look_at_parked(&mut self) {
         let live = self.parts.handler.revision();
         let Some(keys) = &mut self.parked else { return };
         if !self.revoked.is_cancelled() {
@@ -240,7 +250,7 @@ impl<R: Reader> Task<R> {
     }
 
     /// An operator wants keys to be tried again, or to know how many that would be.
-    pub(super) fn unpark(&mut self, choice: &Choice) -> Count {
+    pub(in crate::consumer::partition) fn unpark(&mut self, choice: &Choice) -> Count {
         let Some(keys) = &mut self.parked else { return Count::default() };
         let chosen = |key: &Key| choice.key.as_ref().is_none_or(|wanted| wanted.as_deref() == key.as_deref());
         if choice.only_count {
@@ -254,7 +264,7 @@ impl<R: Reader> Task<R> {
     }
 
     /// The parked keys, at most so many.
-    pub(super) fn parked_keys(&self) -> Vec<ParkedKey> {
+    pub(in crate::consumer::partition) fn parked_keys(&self) -> Vec<ParkedKey> {
         let shown = self.parked.iter().flat_map(|keys| keys.index.keys()).take(SHOWN_MAX);
         let shown = shown.map(|(key, of)| ParkedKey {
             key: key.as_deref().map(<[u8]>::to_vec),
