@@ -153,7 +153,8 @@ pub trait Transactions: Send + 'static {
     fn init(&mut self) -> impl Future<Output = Result<(), TransactionError>> + Send;
 
     /// Adds records to the transaction, in order. Resolves when they are queued; what became of them is told by the commit.
-    fn send(&mut self, records: &[Outgoing]) -> impl Future<Output = Result<(), TransactionError>> + Send;
+    /// They are shared, because whoever sends them may have to send them again.
+    fn send(&mut self, records: Arc<Vec<Outgoing>>) -> impl Future<Output = Result<(), TransactionError>> + Send;
 
     /// Waits until nothing is in flight, then keeps the records together with the offsets, each the next to be read.
     ///
@@ -168,6 +169,18 @@ pub trait Transactions: Send + 'static {
 
     /// Ends the transaction with nothing kept. When this fails the value can only be dropped.
     fn abort(&mut self) -> impl Future<Output = Result<(), TransactionError>> + Send;
+
+    /// Ends once more what was not committed, in all partitions of these records' topics and in those that keep the group's
+    /// offsets: each gets something in a transaction that is aborted. Before anything is committed again.
+    ///
+    /// A broker that had trouble may count a transaction as aborted without having told its partitions (KAFKA-20734). What is
+    /// committed next under the same id would be kept there together with what was not.
+    fn sweep(
+        &mut self,
+        samples: &[Outgoing],
+        offsets: &[(TopicPartition, Offset)],
+        member: &Self::Member,
+    ) -> impl Future<Output = Result<(), TransactionError>> + Send;
 
     /// What the member's group really has committed, for each of the partitions; waits for transactions that are open on them.
     fn committed(
@@ -365,7 +378,7 @@ pub struct PartitionInfo {
     pub partition: i32,
     /// The oldest kept offset.
     pub start: Offset,
-    /// The next to be written.
+    /// The next to be written, or the first of a transaction that is open: one past what can be read as committed.
     pub end: Offset,
     /// How many replicas hold it; 1 where there is no replication.
     pub replicas: usize,
@@ -420,6 +433,11 @@ pub trait Admin: Send + Sync + 'static {
 
     /// How many members a group has; `None` where that can't be asked.
     fn members<'a>(&'a self, _group: &'a str) -> BoxFuture<'a, Result<Option<usize>, BrokerError>> {
+        std::future::ready(Ok(None)).boxed()
+    }
+
+    /// The next offset to be written of each partition of a topic, whatever is committed; `None` where nothing is ever hidden.
+    fn written<'a>(&'a self, _topic: &'a str) -> BoxFuture<'a, Result<Option<Vec<(i32, Offset)>>, BrokerError>> {
         std::future::ready(Ok(None)).boxed()
     }
 

@@ -320,6 +320,7 @@ impl<B: Broker> Fleet<B> {
             membership: Arc::clone(&running.membership),
             metrics: Arc::clone(&metrics),
             told: BTreeMap::new(),
+            hidden: BTreeMap::new(),
         };
         // Without one the broker is away, which others report.
         if let Some(admin) = running.admin.clone() {

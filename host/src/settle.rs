@@ -20,6 +20,7 @@ use tidemill_core::retry::{Class, Decision, Exhausted, Failed, RetryPolicy};
 
 pub use self::dead_letter::DeadLetters;
 use self::letter::Dead;
+use self::produced::Handled;
 pub use self::produced::{Produced, Refusal};
 use self::told::Told;
 use crate::attempt::{Attempt, Guarantee};
@@ -163,7 +164,7 @@ impl Settler {
         let mut owners: Vec<(usize, usize)> = Vec::new();
         let mut failures: Vec<(usize, Failure)> = Vec::new();
         let mut produced: Vec<Produced> = Vec::new();
-        let in_transaction = attempt.guarantee == Guarantee::KafkaTransaction;
+        let handled = case.handled();
         for (index, outcome) in outcomes.into_iter().enumerate() {
             if verdicts.is_blocked(index) {
                 continue;
@@ -171,11 +172,13 @@ impl Settler {
             match outcome {
                 Outcome::Ack(mut own) => {
                     verdicts.set(index, Verdict::Settled);
-                    if in_transaction && !own.is_empty() {
-                        produced.push(Produced::outputs(&attempt.records[index], case.revision, own));
-                    } else if !own.is_empty() {
-                        owners.push((index, own.len()));
-                        outputs.append(&mut own);
+                    match &handled {
+                        _ if own.is_empty() => {}
+                        Some(call) => produced.push(Produced::outputs(call, index, own)),
+                        None => {
+                            owners.push((index, own.len()));
+                            outputs.append(&mut own);
+                        }
                     }
                 }
                 Outcome::Skip => verdicts.set(index, Verdict::Settled),
@@ -289,9 +292,11 @@ impl Settler {
                 }
             }
         }
-        if case.attempt.guarantee == Guarantee::KafkaTransaction {
+        if !dead.is_empty()
+            && let Some(call) = case.handled()
+        {
             for (index, dead) in dead.drain(..) {
-                produced.push(Produced::letter(&self.dead_letters, case.revision, dead));
+                produced.push(Produced::letter(&self.dead_letters, &call, index, dead));
                 verdicts.set(index, Verdict::Settled);
             }
         }
@@ -306,7 +311,7 @@ impl Settler {
             }
         }
         let verdicts = verdicts.finish();
-        produced::keep_settled(&mut produced, &case.attempt.records, &verdicts);
+        produced::keep_settled(&mut produced, &verdicts);
         Settlement { verdicts, produced, stops }
     }
 
@@ -361,6 +366,14 @@ struct Case<'a> {
     revision: &'a Arc<str>,
     /// How long the guest had it.
     took: Duration,
+}
+
+impl Case<'_> {
+    /// The call as those of its records keep it that leave something for a Kafka transaction.
+    fn handled(&self) -> Option<Arc<Handled>> {
+        let in_transaction = self.attempt.guarantee == Guarantee::KafkaTransaction;
+        in_transaction.then(|| Handled::new(&self.attempt.records, self.revision))
+    }
 }
 
 fn is_once(attempt: &Attempt) -> bool {

@@ -7,6 +7,7 @@ pub mod checker;
 pub mod client;
 pub mod faults;
 pub mod frozen;
+pub mod hanging;
 pub mod host;
 pub mod ledger;
 pub mod metrics;

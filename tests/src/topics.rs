@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
 };
@@ -22,6 +22,7 @@ use xtask::lab::wait;
 
 use crate::checker::Stored;
 use crate::ledger::Place;
+use crate::names;
 use crate::raw_headers::{self, RawHeader};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -121,6 +122,18 @@ pub fn produce(bootstrap: &str, topic: &str, records: &[Kept]) -> Result<()> {
         producer.poll(Duration::ZERO);
     }
     producer.flush(TIMEOUT).context("not every record was acknowledged")
+}
+
+/// Begins a transaction with a record for a topic, and goes away.
+pub fn leave_a_transaction_open(bootstrap: &str, topic: &str) -> Result<()> {
+    let mut config = config(bootstrap);
+    // Nobody ends it before the test does.
+    config.set("transactional.id", names::unique("abandoned")).set("transaction.timeout.ms", "600000");
+    let producer: BaseProducer = config.create()?;
+    producer.init_transactions(TIMEOUT)?;
+    producer.begin_transaction()?;
+    producer.send(BaseRecord::<[u8], [u8]>::to(topic).payload(b"never seen")).map_err(|(error, _)| error)?;
+    producer.flush(TIMEOUT).context("the record was not acknowledged")
 }
 
 /// Everything that is committed in a topic, by partition and offset.
@@ -416,10 +429,12 @@ fn metadata(consumer: &BaseConsumer, topic: &str) -> Result<Metadata> {
 }
 
 fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<i32> {
-    let metadata = metadata(consumer, topic)?;
-    let found = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
-    ensure!(found > 0, "there is no topic `{topic}`");
-    Ok(i32::try_from(found)?)
+    // A broker may hear a moment later of a topic that was just made.
+    wait::until(&format!("the topic `{topic}`"), TIMEOUT, || {
+        let metadata = metadata(consumer, topic)?;
+        let found = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
+        Ok((found > 0).then_some(i32::try_from(found)?))
+    })
 }
 
 /// Whether an error is a client's normal life while a node ends or a coordinator moves.

@@ -1,5 +1,6 @@
 //! What is going to hurt: said before it does.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -65,6 +66,13 @@ pub enum Hazard {
         /// The parked topic.
         topic: String,
     },
+    /// Whoever reads what is committed stands still in front of a transaction that stays open.
+    Hidden {
+        /// The partition.
+        from: TopicPartition,
+        /// The transaction's first offset.
+        offset: Offset,
+    },
     /// Some members have more to do than others.
     Uneven {
         /// Partitions of all topics of the handler.
@@ -76,7 +84,8 @@ pub enum Hazard {
 
 impl Hazard {
     /// Every kind's name, as it is in metrics.
-    pub const KINDS: [&'static str; 5] = ["replication", "min-insync", "retention", "uneven", "parked-retention"];
+    pub const KINDS: [&'static str; 6] =
+        ["replication", "min-insync", "retention", "uneven", "hidden", "parked-retention"];
 
     /// Its kind's name.
     pub fn kind(&self) -> &'static str {
@@ -85,7 +94,8 @@ impl Hazard {
             Self::InSync { .. } => Self::KINDS[1],
             Self::Retention { .. } => Self::KINDS[2],
             Self::Uneven { .. } => Self::KINDS[3],
-            Self::Parked { .. } => Self::KINDS[4],
+            Self::Hidden { .. } => Self::KINDS[4],
+            Self::Parked { .. } => Self::KINDS[5],
         }
     }
 }
@@ -110,6 +120,11 @@ impl fmt::Display for Hazard {
                 f,
                 "topic `{topic}` does not keep its records for ever: parked records that get too old are lost; set \
                  retention.ms=-1 and retention.bytes=-1, and cleanup.policy=delete"
+            ),
+            Self::Hidden { from, offset } => write!(
+                f,
+                "whoever reads what is committed sees nothing of {from} from offset {offset} on: a transaction has been open \
+                 for a minute or more; when nobody ends it, Kafka's `kafka-transactions.sh find-hanging` and `abort` do"
             ),
             Self::Uneven { partitions, members } => write!(
                 f,
@@ -149,6 +164,13 @@ pub fn of_group(partitions: usize, members: usize) -> Option<Hazard> {
     uneven.then_some(Hazard::Uneven { partitions, members })
 }
 
+/// Readers of what is committed that stand where they stood at an earlier look, in front of more that is written: by
+/// partition, the offset at which they stand. Partitions in which all that is written can be read are left out.
+pub fn of_hidden(before: &BTreeMap<TopicPartition, Offset>, now: &BTreeMap<TopicPartition, Offset>) -> Vec<Hazard> {
+    let stand = now.iter().filter(|(from, offset)| before.get(from) == Some(offset));
+    stand.map(|(from, offset)| Hazard::Hidden { from: from.clone(), offset: *offset }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,6 +203,16 @@ mod tests {
         assert!(near(Reach { start: 500, frontier: 549, ..reach.clone() }));
         assert!(!near(Reach { start: 500, frontier: 550, ..reach.clone() }));
         assert!(!near(Reach { start: 1000, frontier: 1000, ..reach }), "who is at the end loses nothing");
+    }
+
+    #[test]
+    fn readers_that_stand_in_front_of_the_same_transaction_at_two_looks_are_named() {
+        let at = |offset| BTreeMap::from([(TopicPartition::new("t", 0), offset)]);
+        assert_eq!(of_hidden(&BTreeMap::new(), &at(7)), [], "it may just have begun");
+        assert_eq!(of_hidden(&at(7), &at(9)), [], "another one");
+        assert_eq!(of_hidden(&at(7), &BTreeMap::new()), []);
+        let hidden = Hazard::Hidden { from: TopicPartition::new("t", 0), offset: 7 };
+        assert_eq!(of_hidden(&at(7), &at(7)), [hidden]);
     }
 
     #[test]

@@ -5,7 +5,6 @@
 //! TX-2: what was in a transaction that was not committed enters the next one again, before all that lies behind it.
 //! TX-3: a transaction keeps its bounds; what one record leaves behind still goes alone when it is larger.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::record::Offset;
@@ -80,8 +79,8 @@ impl Filling {
 /// What one assignment of a partition leaves to be committed in transactions, at most one at a time.
 #[derive(Debug)]
 pub struct Outbox<T> {
-    /// What settled records leave behind. Invariant: none of it is below `entered`.
-    waiting: BTreeMap<Offset, (Weight, T)>,
+    /// What settled records leave behind, as it came. Invariant: none of it is below `entered`.
+    waiting: Vec<Item<T>>,
     /// `None` until the first delivery tells where reading began.
     marks: Option<Marks>,
     /// Nothing from this offset on enters before this time.
@@ -132,7 +131,7 @@ pub struct Load {
 
 impl<T> Default for Outbox<T> {
     fn default() -> Self {
-        Self { waiting: BTreeMap::new(), marks: None, barrier: None, bytes: 0 }
+        Self { waiting: Vec::new(), marks: None, barrier: None, bytes: 0 }
     }
 }
 
@@ -145,7 +144,7 @@ impl<T> Outbox<T> {
     /// Keeps what a settled record leaves behind, until the frontier passes it.
     pub fn keep(&mut self, item: Item<T>) {
         self.bytes += item.weight.bytes;
-        self.waiting.insert(item.offset, (item.weight, item.what));
+        self.waiting.push(item);
     }
 
     /// Notes that all below is settled.
@@ -160,20 +159,18 @@ impl<T> Outbox<T> {
         let mut marks = self.marks?;
         let held = self.barrier.filter(|(_, until)| now < *until).map(|(from, _)| from);
         let end = held.map_or(marks.frontier, |from| from.min(marks.frontier));
-        let mut items = Vec::new();
-        let mut upto = end;
-        while let Some(first) = self.waiting.first_entry().filter(|first| *first.key() < end) {
-            let weight = first.get().0;
-            if !filling.admit(weight) {
-                upto = *first.key();
-                break;
-            }
-            let (offset, (weight, what)) = first.remove_entry();
-            items.push(Item { offset, weight, what });
+        if end <= marks.entered {
+            return None;
         }
+        // Each call's records came in order, which this sort makes use of.
+        self.waiting.sort_by_key(|item| item.offset);
+        let passed = self.waiting.partition_point(|item| item.offset < end);
+        let admitted = self.waiting[..passed].iter().take_while(|item| filling.admit(item.weight)).count();
+        let upto = self.waiting[..passed].get(admitted).map_or(end, |first| first.offset);
         if upto <= marks.entered {
             return None;
         }
+        let items = self.waiting.drain(..admitted).collect();
         marks.entered = upto;
         self.marks = Some(marks);
         filling.since.get_or_insert(now);
@@ -191,9 +188,7 @@ impl<T> Outbox<T> {
 
     /// Takes back what has entered: the transaction was not committed.
     pub fn put_back(&mut self, items: impl IntoIterator<Item = Item<T>>) {
-        for Item { offset, weight, what } in items {
-            self.waiting.insert(offset, (weight, what));
-        }
+        self.waiting.extend(items);
         if let Some(marks) = &mut self.marks {
             marks.entered = marks.committed;
         }

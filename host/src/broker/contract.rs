@@ -81,6 +81,7 @@ macro_rules! broker_contract {
             a_transaction_keeps_records_and_offsets_together_or_neither
             an_earlier_owner_of_an_id_is_fenced
             a_dropped_transaction_leaves_nothing
+            a_swept_transaction_leaves_nothing
             a_member_commits_only_what_it_holds
             a_refused_record_is_named_and_the_rest_can_be_sent_again
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidemill_core::hazards::{self, Hazard, Kept, Reach};
+use tidemill_core::record::{Offset, TopicPartition};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +31,8 @@ pub(super) struct Lookout {
     pub(super) metrics: Arc<HandlerMetrics>,
     /// What was told, and when.
     pub(super) told: BTreeMap<Hazard, Instant>,
+    /// Where readers of what is committed stood at the last look, in front of more that is written.
+    pub(super) hidden: BTreeMap<TopicPartition, Offset>,
 }
 
 impl Lookout {
@@ -56,9 +59,9 @@ impl Lookout {
         }
     }
 
-    async fn look(&self, admin: &dyn Admin) -> Result<BTreeSet<Hazard>, BrokerError> {
+    async fn look(&mut self, admin: &dyn Admin) -> Result<BTreeSet<Hazard>, BrokerError> {
         let mut found = BTreeSet::new();
-        let mut partitions = 0;
+        let (mut partitions, mut hidden) = (0, BTreeMap::new());
         for (topic, purpose) in topics::uses(&self.spec, &self.dead_letters) {
             let Ok(infos) = admin.topics(Some(&topic)).await else { continue };
             let Some(settings) = admin.settings(&topic).await? else { continue };
@@ -71,6 +74,12 @@ impl Lookout {
             }));
             if purpose == Use::Parks && (settings.age_max.is_some() || settings.bytes_max.is_some()) {
                 found.insert(Hazard::Parked { topic: topic.clone() });
+            }
+            for (partition, written) in admin.written(&topic).await?.into_iter().flatten() {
+                let known = info.partitions.iter().find(|known| known.partition == partition);
+                if let Some(known) = known.filter(|known| known.end < written) {
+                    hidden.insert(TopicPartition::new(&*topic, partition), known.end);
+                }
             }
             if purpose != Use::Reads {
                 continue;
@@ -89,6 +98,8 @@ impl Lookout {
                 }));
             }
         }
+        found.extend(hazards::of_hidden(&self.hidden, &hidden));
+        self.hidden = hidden;
         let members = admin.members(&self.spec.consumer.subscription.group).await?;
         found.extend(members.and_then(|members| hazards::of_group(partitions, members)));
         Ok(found)
@@ -146,6 +157,7 @@ mod tests {
             membership: Arc::default(),
             metrics: Metrics::new().handler("h"),
             told: BTreeMap::new(),
+            hidden: BTreeMap::new(),
         };
         let counts = |lookout: &Lookout| Hazard::KINDS.map(|kind| lookout.metrics.hazards(kind).get());
 
@@ -158,6 +170,8 @@ mod tests {
         );
         let mended = lookout.look(&Cluster { replicas: 3, members: 3 }).await.expect("it can be asked");
         lookout.tell(mended);
+        assert_eq!(counts(&lookout), [0, 0, 0, 0, 6, 0], "each partition has a transaction open, as it had before");
+        lookout.tell(BTreeSet::new());
         assert_eq!((counts(&lookout), lookout.told.len()), ([0; 5], 0));
     }
 
@@ -181,6 +195,10 @@ mod tests {
 
         fn members<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<usize>, BrokerError>> {
             std::future::ready(Ok(Some(self.members))).boxed()
+        }
+
+        fn written<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<Vec<(i32, Offset)>>, BrokerError>> {
+            std::future::ready(Ok(Some((0..3).map(|partition| (partition, 11)).collect()))).boxed()
         }
 
         fn create_topic(&self, _: &str, _: i32, _: Option<i32>) -> BoxFuture<'_, Result<(), BrokerError>> {

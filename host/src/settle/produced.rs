@@ -16,10 +16,24 @@ use crate::broker::{Outgoing, SendError};
 pub struct Produced {
     /// In order.
     pub outputs: Vec<Outgoing>,
-    record: CallRecord,
-    revision: Arc<str>,
+    call: Arc<Handled>,
+    /// The record's place in its call.
+    at: usize,
     /// Why the output is a dead letter; `None` when it is not.
-    letter: Option<Letter>,
+    letter: Option<Box<Letter>>,
+}
+
+/// A call whose records leave something: kept once for all of them.
+#[derive(Debug)]
+pub(super) struct Handled {
+    records: Vec<CallRecord>,
+    revision: Arc<str>,
+}
+
+impl Handled {
+    pub(super) fn new(records: &[CallRecord], revision: &Arc<str>) -> Arc<Self> {
+        Arc::new(Self { records: records.to_vec(), revision: Arc::clone(revision) })
+    }
 }
 
 /// What a dead letter was made of, to make it again where it is too large.
@@ -40,58 +54,48 @@ pub enum Refusal {
 }
 
 impl Produced {
-    pub(super) fn outputs(record: &CallRecord, revision: &Arc<str>, outputs: Vec<Outgoing>) -> Self {
-        Self { outputs, record: record.clone(), revision: Arc::clone(revision), letter: None }
+    pub(super) fn outputs(call: &Arc<Handled>, at: usize, outputs: Vec<Outgoing>) -> Self {
+        Self { outputs, call: Arc::clone(call), at, letter: None }
     }
 
-    pub(super) fn letter(to: &DeadLetters, revision: &Arc<str>, dead: Dead<'_>) -> Self {
+    pub(super) fn letter(to: &DeadLetters, call: &Arc<Handled>, at: usize, dead: Dead<'_>) -> Self {
         let outputs = vec![dead.letter(to, Size::Whole)];
-        let Dead { record, attempts, failure, .. } = dead;
-        let letter = Some(Letter { failure, attempts, size: Size::Whole });
-        Self { letter, ..Self::outputs(record, revision, outputs) }
+        let Dead { attempts, failure, .. } = dead;
+        let letter = Some(Box::new(Letter { failure, attempts, size: Size::Whole }));
+        Self { letter, ..Self::outputs(call, at, outputs) }
     }
 
     /// The record's offset.
     pub fn offset(&self) -> Offset {
-        self.record.record.offset()
+        self.call.records[self.at].record.offset()
     }
 }
 
 /// Leaves out what belongs to records that turned out not to be settled.
-pub(super) fn keep_settled(produced: &mut Vec<Produced>, records: &[CallRecord], verdicts: &[Verdict]) {
-    if produced.is_empty() || verdicts.iter().all(|verdict| *verdict == Verdict::Settled) {
-        return;
-    }
-    let settled = |offset: Offset| {
-        let at = records.iter().position(|record| record.record.offset() == offset);
-        at.is_some_and(|at| verdicts[at] == Verdict::Settled)
-    };
-    produced.retain(|produced| settled(produced.offset()));
+pub(super) fn keep_settled(produced: &mut Vec<Produced>, verdicts: &[Verdict]) {
+    produced.retain(|produced| verdicts[produced.at] == Verdict::Settled);
 }
 
 impl Settler {
-    /// Counts and tells what a transaction has brought about.
-    pub(crate) fn committed(&self, from: &TopicPartition, items: &[Item<Produced>]) {
-        let mut outputs = 0;
-        for item in items {
-            match &item.what.letter {
-                None => outputs += item.what.outputs.len(),
-                Some(Letter { failure: Failure { class, .. }, .. }) => {
-                    let class = *class;
-                    self.metrics.dead_letters(class).inc();
-                    tracing::warn!(
-                        handler = &*self.dead_letters.handler, %from, offset = item.offset, class = class.name(),
-                        revision = crate::attempt::short(&item.what.revision), "a record went to the dead-letter topic"
-                    );
-                }
-            }
-        }
-        self.metrics.outputs.inc_by(outputs as u64);
+    /// Counts and tells what a transaction has brought about for one record, whose outputs are its item's or were taken
+    /// from it.
+    pub(crate) fn committed(&self, from: &TopicPartition, item: &Item<Produced>) {
+        let Some(letter) = &item.what.letter else {
+            self.metrics.outputs.inc_by(item.weight.records as u64);
+            return;
+        };
+        let class = letter.failure.class;
+        self.metrics.dead_letters(class).inc();
+        tracing::warn!(
+            handler = &*self.dead_letters.handler, %from, offset = item.offset, class = class.name(),
+            revision = crate::attempt::short(&item.what.call.revision), "a record went to the dead-letter topic"
+        );
     }
 
     /// A record's output was refused: what the policy says takes the place of an output that no broker will take.
     pub(crate) fn refused(&self, from: &TopicPartition, produced: &mut Produced, error: &SendError) -> Refusal {
-        let Produced { outputs, record, revision, letter } = produced;
+        let Produced { outputs, call, at, letter } = produced;
+        let (record, revision) = (&call.records[*at], &call.revision);
         let next = match letter.take() {
             None => {
                 let failure = output_failure(error);
@@ -110,7 +114,7 @@ impl Settler {
             }
             // A letter whose record filled the broker's limit goes without what was added for people.
             Some(whole) if matches!(error, SendError::TooLarge(_)) && whole.size == Size::Whole => {
-                Some(Letter { size: Size::Bare, ..whole })
+                Some(Letter { size: Size::Bare, ..*whole })
             }
             Some(refused) => {
                 self.metrics.dead_letter_failures.inc();
@@ -121,11 +125,11 @@ impl Settler {
         if let Some(Letter { failure, attempts, size }) = next {
             let dead = Dead { from, revision, record, attempts, failure };
             *outputs = vec![dead.letter(&self.dead_letters, size)];
-            *letter = Some(Letter { failure: dead.failure, attempts, size });
+            *letter = Some(Box::new(Letter { failure: dead.failure, attempts, size }));
             return Refusal::Replaced;
         }
         tracing::error!(
-            handler = &*self.dead_letters.handler, %from, offset = record.record.offset(), %error,
+            handler = &*self.dead_letters.handler, %from, offset = produced.offset(), %error,
             "a record's output is refused; its partition stands still until it is taken"
         );
         Refusal::Waits

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tests::host::{Handler, Host, Setup};
 use tests::topics::{self, Follower, Kept};
-use tests::{names, servers};
+use tests::{hanging, names, servers};
 use xtask::lab::kafka::Kafka;
 use xtask::lab::wait;
 
@@ -18,6 +18,8 @@ const SETTINGS: &str = "[broker.producer]\n\"transaction.timeout.ms\" = 3000\n\"
 const PARTITIONS: i32 = 4;
 /// A reader has caught up when nothing came for so long.
 const MOMENT: Duration = Duration::from_millis(100);
+/// A reader that sees nothing for so long stands still: longer than it takes to end what a killed host left open.
+const STANDSTILL: Duration = Duration::from_secs(10);
 
 /// A topic that one handler forwards to another, exactly once.
 struct Forwarding {
@@ -74,6 +76,25 @@ impl Forwarding {
         wait::until(&format!("{outputs} outputs to be seen"), DEADLINE, || {
             follower.catch_up(MOMENT)?;
             Ok((follower.values.len() >= outputs).then_some(()))
+        })
+    }
+
+    /// Waits until so many outputs are seen, as an operator does who follows `docs/operations.md` when readers stand still.
+    fn seen_with_help(&mut self, lab: &Kafka, outputs: usize) -> Result<()> {
+        let follower = &mut self.follower;
+        wait::until(&format!("{outputs} outputs to be seen"), 2 * DEADLINE, || {
+            let before = follower.values.len();
+            follower.catch_up(STANDSTILL)?;
+            if follower.values.len() >= outputs {
+                return Ok(Some(()));
+            }
+            if follower.values.len() == before {
+                for hanging in hanging::find(lab, 1)? {
+                    eprintln!("{hanging:?} is aborted by hand");
+                    hanging::abort(lab, &hanging)?;
+                }
+            }
+            Ok(None)
         })
     }
 
@@ -244,16 +265,50 @@ fn a_broker_that_hangs_around_the_end_of_transactions_tears_none() -> Result<()>
 }
 
 #[test]
-fn a_host_whose_broker_is_gone_ends_in_time_and_by_itself() -> Result<()> {
+fn a_host_that_outlives_its_broker_repeats_no_output() -> Result<()> {
     let _machine = servers::in_company();
     let mut lab = Kafka::start_nodes(1)?;
     let mut forwarding = Forwarding::new(&lab.bootstrap())?;
-    let mut host = forwarding.setup(2, "100ms").ahead("shutdown_deadline = \"15s\"\n").start()?;
+    let host = forwarding.setup(2, "100ms").start()?;
+    // Once within the transaction's time, and once past it: then the broker ends the transaction while it starts.
+    for away in [0, 5_000] {
+        forwarding.send_and_see(2_000, 50)?;
+        lab.kill(1)?;
+        thread::sleep(Duration::from_millis(away));
+        lab.start(1)?;
+    }
+    forwarding.check().with_context(|| host.log())
+}
+
+/// What the host that is gone left open is ended by the broker, or, where that forgets to say so to its partitions, by hand.
+#[test]
+fn a_host_whose_broker_is_gone_ends_in_time_and_its_next_start_goes_on() -> Result<()> {
+    let _machine = servers::in_company();
+    let mut lab = Kafka::start_nodes(1)?;
+    let mut forwarding = Forwarding::new(&lab.bootstrap())?;
+    let setup = forwarding.setup(2, "100ms");
+    let mut host = setup.clone().ahead("shutdown_deadline = \"15s\"\n").start()?;
     forwarding.send_and_see(2_000, 50)?;
     lab.kill(1)?;
     let ended = host.terminate(Duration::from_secs(25))?;
     ensure!(ended.code.is_some(), "it is ended by no signal: {ended:?}");
-    Ok(())
+    lab.start(1)?;
+    let _next = setup.start()?;
+    forwarding.seen_with_help(&lab, forwarding.sent)?;
+    forwarding.check()
+}
+
+#[test]
+fn readers_that_stand_still_in_front_of_an_open_transaction_are_told_of() -> Result<()> {
+    let _machine = servers::in_company();
+    let bootstrap = servers::kafka();
+    let forwarding = Forwarding::new(&bootstrap)?;
+    topics::leave_a_transaction_open(&bootstrap, &forwarding.to)?;
+    let host = forwarding.setup(0, "100ms").start()?;
+    wait::until("the host to tell of it", DEADLINE, || {
+        let told = host.metrics()?.sum("tidemill_receive_hazards", &[("kind", "hidden")]);
+        Ok((told > 0.0).then_some(()))
+    })
 }
 
 #[test]

@@ -40,8 +40,8 @@ impl<'a, B: Broker> Stage<'a, B> {
         (member, name)
     }
 
-    fn outputs(&self, numbers: std::ops::Range<u64>) -> Vec<Outgoing> {
-        numbers.map(|number| numbered(&self.out, 0, number)).collect()
+    fn outputs(&self, numbers: std::ops::Range<u64>) -> Arc<Vec<Outgoing>> {
+        Arc::new(numbers.map(|number| numbered(&self.out, 0, number)).collect())
     }
 
     async fn committed(&self) -> Option<Offset> {
@@ -75,18 +75,18 @@ pub async fn a_transaction_keeps_records_and_offsets_together_or_neither<B: Brok
     let mut transactions = stage.transactions().await;
     let at = |offset| [(stage.from.clone(), offset)];
 
-    within(transactions.send(&stage.outputs(0..2))).await.expect("queued");
-    within(transactions.send(&stage.outputs(2..5))).await.expect("queued");
+    within(transactions.send(stage.outputs(0..2))).await.expect("queued");
+    within(transactions.send(stage.outputs(2..5))).await.expect("queued");
     within(transactions.commit(&at(5), &place)).await.expect("committed");
     assert_eq!(stage.committed().await, Some(5));
 
-    within(transactions.send(&stage.outputs(5..8))).await.expect("queued");
+    within(transactions.send(stage.outputs(5..8))).await.expect("queued");
     within(transactions.abort()).await.expect("aborted");
     assert_eq!(stage.committed().await, Some(5));
     let partitions = [stage.from.clone()];
     assert_eq!(within(transactions.committed(&partitions, &place)).await, Ok(vec![Some(5)]));
 
-    within(transactions.send(&stage.outputs(8..10))).await.expect("queued");
+    within(transactions.send(stage.outputs(8..10))).await.expect("queued");
     within(transactions.commit(&at(8), &place)).await.expect("committed");
     within(transactions.commit(&at(10), &place)).await.expect("offsets alone are a transaction, too");
     assert_eq!(stage.committed().await, Some(10));
@@ -99,14 +99,14 @@ pub async fn an_earlier_owner_of_an_id_is_fenced<B: Broker>(broker: &B, name: &s
     let stage = Stage::new(broker, name).await;
     let (member, place) = stage.member().await;
     let mut first = stage.transactions().await;
-    within(first.send(&stage.outputs(0..3))).await.expect("queued");
+    within(first.send(stage.outputs(0..3))).await.expect("queued");
     let mut second = stage.transactions().await;
     let late = within(first.commit(&[(stage.from.clone(), 3)], &place)).await;
     assert!(matches!(late, Err(TransactionError::Fenced(_))), "{late:?}");
     drop(first);
     assert_eq!(stage.committed().await, None);
 
-    within(second.send(&stage.outputs(3..6))).await.expect("queued");
+    within(second.send(stage.outputs(3..6))).await.expect("queued");
     within(second.commit(&[(stage.from.clone(), 6)], &place)).await.expect("committed");
     assert_eq!(stage.committed().await, Some(6));
     stage.reads("all", 3..6).await;
@@ -118,12 +118,30 @@ pub async fn a_dropped_transaction_leaves_nothing<B: Broker>(broker: &B, name: &
     let stage = Stage::new(broker, name).await;
     let (member, place) = stage.member().await;
     let mut dropped = stage.transactions().await;
-    within(dropped.send(&stage.outputs(0..3))).await.expect("queued");
+    within(dropped.send(stage.outputs(0..3))).await.expect("queued");
     drop(dropped);
     let mut next = stage.transactions().await;
-    within(next.send(&stage.outputs(3..4))).await.expect("queued");
+    within(next.send(stage.outputs(3..4))).await.expect("queued");
     within(next.commit(&[(stage.from.clone(), 1)], &place)).await.expect("committed");
     stage.reads("all", 3..4).await;
+    member.end(Ending::Drop).await;
+}
+
+/// What was not committed can be ended once more, which leaves nothing either.
+pub async fn a_swept_transaction_leaves_nothing<B: Broker>(broker: &B, name: &str) {
+    let stage = Stage::new(broker, name).await;
+    let (member, place) = stage.member().await;
+    let mut transactions = stage.transactions().await;
+    let at = |offset| [(stage.from.clone(), offset)];
+    within(transactions.send(stage.outputs(0..3))).await.expect("queued");
+    within(transactions.abort()).await.expect("aborted");
+    within(transactions.sweep(&stage.outputs(0..1), &at(3), &place)).await.expect("swept");
+    assert_eq!(stage.committed().await, None);
+    within(transactions.sweep(&[], &at(3), &place)).await.expect("swept with nothing to produce");
+    within(transactions.send(stage.outputs(3..5))).await.expect("queued");
+    within(transactions.commit(&at(2), &place)).await.expect("committed");
+    assert_eq!(stage.committed().await, Some(2));
+    stage.reads("all", 3..5).await;
     member.end(Ending::Drop).await;
 }
 
@@ -152,7 +170,7 @@ pub async fn a_member_commits_only_what_it_holds<B: Broker>(broker: &B, name: &s
     let held = |member: &Member| member.seen().assigned.into_iter().next().expect("it holds one");
     let (kept, gone) = (held(&first), held(&second));
 
-    within(transactions.send(&stage.outputs(0..1))).await.expect("queued");
+    within(transactions.send(stage.outputs(0..1))).await.expect("queued");
     let zombie = within(transactions.commit(&[(kept.clone(), 9), (gone.clone(), 9)], &first_place)).await;
     assert!(matches!(zombie, Err(TransactionError::StaleMember(_))), "{zombie:?}");
     within(transactions.abort()).await.expect("aborted");
@@ -160,7 +178,7 @@ pub async fn a_member_commits_only_what_it_holds<B: Broker>(broker: &B, name: &s
     for (partition, place, number) in [(kept.clone(), &first_place, 1), (gone.clone(), &second_place, 2)] {
         let committed = async {
             loop {
-                within(transactions.send(&stage.outputs(number..number + 1))).await.expect("queued");
+                within(transactions.send(stage.outputs(number..number + 1))).await.expect("queued");
                 match within(transactions.commit(&[(partition.clone(), 5)], place)).await {
                     Ok(()) => return,
                     Err(TransactionError::StaleMember(_)) => within(transactions.abort()).await.expect("aborted"),
@@ -185,9 +203,9 @@ pub async fn a_refused_record_is_named_and_the_rest_can_be_sent_again<B: Broker>
     let large = outgoing(&stage.out, Some(0), None, Some(&vec![0; TOO_LARGE_BYTES]));
     let nowhere = numbered(&stage.bench.topic_name("nowhere"), 0, 7);
     for refused in [large, nowhere] {
-        within(transactions.send(&stage.outputs(0..2))).await.expect("queued");
-        within(transactions.send(std::slice::from_ref(&refused))).await.expect("queued");
-        within(transactions.send(&stage.outputs(2..4))).await.expect("queued");
+        within(transactions.send(stage.outputs(0..2))).await.expect("queued");
+        within(transactions.send(Arc::new(vec![refused]))).await.expect("queued");
+        within(transactions.send(stage.outputs(2..4))).await.expect("queued");
         let error = within(transactions.commit(&at, &place)).await.expect_err("one of them can't be stored");
         let TransactionError::Refused(which) = error else { panic!("{error:?}") };
         assert_eq!(which.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [2]);
@@ -199,7 +217,7 @@ pub async fn a_refused_record_is_named_and_the_rest_can_be_sent_again<B: Broker>
         }
     }
     assert_eq!(stage.committed().await, None);
-    within(transactions.send(&stage.outputs(0..4))).await.expect("queued");
+    within(transactions.send(stage.outputs(0..4))).await.expect("queued");
     within(transactions.commit(&at, &place)).await.expect("committed");
     stage.reads("all", 0..4).await;
     member.end(Ending::Drop).await;

@@ -3,7 +3,7 @@
 //! librdkafka's calls block, so that each runs apart from the async runtime and has a deadline.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -47,6 +47,8 @@ pub(super) struct KafkaAdmin {
 struct Asking {
     client: Arc<Client>,
     config: ClientConfig,
+    /// Sees what is not committed, too; made when it is first needed.
+    unbound: OnceLock<BaseConsumer<Listener>>,
     /// The library reads a partition once at a time.
     reading: Mutex<()>,
 }
@@ -67,9 +69,11 @@ impl KafkaAdmin {
         let mut asking = config.clone();
         // Only `read` fetches, and only what it is asked for.
         asking.set("queued.max.messages.kbytes", "1024").set("fetch.queue.backoff.ms", "10");
+        asking.set("isolation.level", "read_committed");
         let asking =
             BaseConsumer::from_config_and_context(&asking, Listener::new("admin")).map_err(refused_by_library)?;
-        let asking = Asking { client: Arc::new(Client(asking)), config, reading: Mutex::default() };
+        let client = Arc::new(Client(asking));
+        let asking = Asking { client, config, unbound: OnceLock::new(), reading: Mutex::default() };
         Ok(Self { making, asking: Arc::new(asking) })
     }
 
@@ -144,6 +148,11 @@ impl Admin for KafkaAdmin {
     fn members<'a>(&'a self, group: &'a str) -> BoxFuture<'a, Result<Option<usize>, BrokerError>> {
         let group = group.to_owned();
         self.ask(move |asking| asking.members(&group))
+    }
+
+    fn written<'a>(&'a self, topic: &'a str) -> BoxFuture<'a, Result<Option<Vec<(i32, Offset)>>, BrokerError>> {
+        let topic = topic.to_owned();
+        self.ask(move |asking| asking.written(&topic).map(Some))
     }
 
     fn offsets_for_time(&self, topic: &str, millis: i64) -> BoxFuture<'_, Result<Vec<(i32, Offset)>, BrokerError>> {
@@ -237,6 +246,28 @@ impl Asking {
     fn ends(&self, topic: &str, partition: i32) -> Result<(Offset, Offset), BrokerError> {
         let found = ends(self.client.0.client(), topic, partition, Instant::now() + DEADLINE);
         found.map_err(|code| errors::of_topic(code, topic, &code.to_string()))
+    }
+
+    fn written(&self, topic: &str) -> Result<Vec<(i32, Offset)>, BrokerError> {
+        let client = match self.unbound.get() {
+            Some(client) => client,
+            None => {
+                let mut config = self.config.clone();
+                config.set("isolation.level", "read_uncommitted");
+                let made = BaseConsumer::from_config_and_context(&config, Listener::new("admin"));
+                let made = made.map_err(refused_by_library)?;
+                // Whoever was quicker has made the same.
+                self.unbound.get_or_init(|| made)
+            }
+        };
+        let deadline = Instant::now() + DEADLINE;
+        let partitions = self.partitions(topic, Place::Invalid)?;
+        let each = partitions.elements().into_iter().map(|found| {
+            let (_, end) = ends(client.client(), topic, found.partition(), deadline)
+                .map_err(|code| errors::of_topic(code, topic, &code.to_string()))?;
+            Ok((found.partition(), end))
+        });
+        each.collect()
     }
 
     /// A topic's partitions, each with the given place.

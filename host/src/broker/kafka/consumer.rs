@@ -141,6 +141,17 @@ impl KafkaMember {
         Ok((places, client.entitled(offsets)?))
     }
 
+    /// The same, whoever has the partitions by now: for a transaction that is not going to be committed.
+    pub(super) fn claim(
+        &self,
+        offsets: &[(TopicPartition, Offset)],
+    ) -> Result<Option<(TopicPartitionList, GroupMetadata)>, String> {
+        let places = offsets.iter().map(|(partition, offset)| (partition, Place::Offset(*offset)));
+        let places = list(places).map_err(|error| error.to_string())?;
+        let client = self.0.upgrade().ok_or("the consumer is closed")?;
+        Ok(GroupMetadata::of(&*client).map(|metadata| (places, metadata)))
+    }
+
     /// What the group has committed. Blocks at most so long.
     pub(super) fn committed(
         &self,

@@ -125,7 +125,7 @@ impl Queue {
     }
 
     /// How many messages one call takes at most.
-    pub(super) const TAKE_MAX: usize = 512;
+    const TAKE_MAX: usize = 512;
 
     /// Takes up to `count` messages that are there, in order, without waiting; says how many.
     pub(super) fn take(&mut self, count: usize) -> usize {
@@ -141,6 +141,11 @@ impl Queue {
         let got = usize::try_from(got).unwrap_or(0);
         self.taken.extend(room[..got].iter().copied().filter_map(NonNull::new));
         got
+    }
+
+    /// How many messages are taken and not yet dropped.
+    pub(super) fn taken(&self) -> usize {
+        self.taken.len()
     }
 
     /// The oldest message that is taken and not yet dropped.

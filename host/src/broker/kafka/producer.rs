@@ -156,7 +156,7 @@ impl Shared {
         if records.is_empty() {
             return Vec::new();
         }
-        let batch = Batch::new(records);
+        let batch = Batch::new(Arc::new(records));
         let mut unqueued = Unqueued { batch: Arc::clone(&batch), next: 0 };
         // Whoever waits already is before us.
         let queued = self.waiting.load(Ordering::SeqCst) == 0 && self.queue(&mut unqueued);

@@ -73,7 +73,7 @@ impl PartitionReader {
     /// Outside of groups the end is told, too: markers and what was deleted leave offsets before it that hold no record.
     fn take(&mut self, records_max: usize, bytes_max: usize) -> Option<Result<Chunk, BrokerError>> {
         let bytes_max = bytes_max.clamp(1, CHUNK_BYTES_MAX);
-        let mut chunk = ChunkBuilder::default();
+        let mut chunk = self.begin_chunk(records_max, bytes_max);
         let mut passed = false;
         while chunk.len() < records_max {
             let Some(message) = self.queue.front() else {
@@ -81,10 +81,6 @@ impl PartitionReader {
                 let wanted = (room / self.usual_bytes).clamp(1, records_max - chunk.len());
                 if room == 0 || self.queue.take(wanted) == 0 {
                     break;
-                }
-                if chunk.is_empty() {
-                    let records = wanted.min(Queue::TAKE_MAX);
-                    chunk = ChunkBuilder::with_capacity(records, (records * self.usual_bytes).min(bytes_max));
                 }
                 continue;
             };
@@ -126,6 +122,17 @@ impl PartitionReader {
         // Half of the new and half of the old, so that one odd chunk does not tip it.
         self.usual_bytes = (self.usual_bytes + chunk.bytes() / chunk.len()).div_ceil(2).max(1);
         Some(Ok(chunk.build()))
+    }
+
+    /// An empty chunk with room for what is there now, so that it need not grow: that would copy all of it, and leave half of
+    /// its memory unused for as long as its records wait.
+    fn begin_chunk(&mut self, records_max: usize, bytes_max: usize) -> ChunkBuilder {
+        let wanted = (bytes_max / self.usual_bytes).clamp(1, records_max);
+        while self.queue.taken() < wanted && self.queue.take(wanted - self.queue.taken()) > 0 {}
+        let records = wanted.min(self.queue.taken());
+        // One more than usual, because some are larger.
+        let bytes = if records > 0 { ((records + 1) * self.usual_bytes).min(bytes_max) } else { 0 };
+        ChunkBuilder::with_capacity(records, bytes)
     }
 
     /// Looks whether what lies before a record was deleted. Other gaps are usual: compaction and transactions leave them.

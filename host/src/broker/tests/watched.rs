@@ -56,6 +56,8 @@ struct Seen {
     commits: BTreeMap<(String, TopicPartition), Vec<Offset>>,
     /// How often a member was told to give partitions back.
     revocations: usize,
+    /// How often what was not committed was ended once more.
+    sweeps: usize,
 }
 
 impl Watched {
@@ -84,6 +86,11 @@ impl Watched {
         let reached = |seen: &Seen| seen.commits.get(&key).and_then(|all| all.last()) == Some(&offset);
         let what = || format!("no commit of {offset} in {from}, only {:?}", self.commits(group, from));
         self.until(reached, what).await;
+    }
+
+    /// How often what was not committed was ended once more.
+    pub(crate) fn sweeps(&self) -> usize {
+        self.shared.seen.borrow().sweeps
     }
 
     /// Waits until members were told so often to give partitions back.
@@ -263,7 +270,7 @@ impl Transactions for WatchedTransactions {
         self.log.init().await
     }
 
-    async fn send(&mut self, records: &[Outgoing]) -> Result<(), TransactionError> {
+    async fn send(&mut self, records: Arc<Vec<Outgoing>>) -> Result<(), TransactionError> {
         self.log.send(records).await
     }
 
@@ -287,6 +294,16 @@ impl Transactions for WatchedTransactions {
 
     async fn abort(&mut self) -> Result<(), TransactionError> {
         self.log.abort().await
+    }
+
+    async fn sweep(
+        &mut self,
+        samples: &[Outgoing],
+        offsets: &[(TopicPartition, Offset)],
+        member: &WatchedMember,
+    ) -> Result<(), TransactionError> {
+        self.shared.seen.send_modify(|seen| seen.sweeps += 1);
+        self.log.sweep(samples, offsets, &member.member).await
     }
 
     async fn committed(

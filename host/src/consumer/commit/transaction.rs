@@ -4,6 +4,11 @@
 //! A transaction that is not committed is not read again but sent again: its outputs are kept until the broker has
 //! confirmed them, so that no guest is called twice for it. When nobody knows how one ended, its producer is given
 //! up, another one takes its id over, which ends what was open, and what the group has committed by then says the rest.
+//!
+//! Behind a transaction that failed because a broker had trouble, what it left is ended once more before anything is committed:
+//! see [`Transactions::sweep`].
+
+mod open;
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -11,20 +16,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tidemill_core::record::{Offset, TopicPartition};
-use tidemill_core::transaction::{Filling, Item, Limits, Weight};
+use tidemill_core::record::TopicPartition;
+use tidemill_core::transaction::Limits;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::open::{Left, Open};
 use super::outbox::Outbox;
-use crate::broker::{Broker, BrokerError, Consumer, Outgoing, SendError, TransactionError, Transactions};
+use crate::broker::{Broker, BrokerError, Consumer, Outgoing, TransactionError, Transactions};
 use crate::consumer::partition::until;
 use crate::consumer::{Parts, Progress};
 use crate::fault::Fault;
 use crate::metrics::TransactionResult;
-use crate::settle::{Produced, Refusal};
 
 /// Waits after a transaction that failed, doubled up to the cap while they fail in a row.
 const DELAY_MIN: Duration = Duration::from_millis(10);
@@ -89,6 +94,7 @@ impl<B: Broker> Transactor<B> {
             origin: Instant::now(),
             producer: None,
             open: Open::new(limits),
+            left: Left::default(),
             failures: 0,
         };
         Self { shared, stop, task: tokio::spawn(body.run()) }
@@ -173,74 +179,10 @@ struct Body<B: Broker> {
     /// Has taken the id over. `None`: the last one was given up.
     producer: Option<B::Transactions>,
     open: Open,
+    /// What may still be open of transactions that failed.
+    left: Left,
     /// Transactions that failed since the last one that was committed.
     failures: u32,
-}
-
-/// The open transaction.
-struct Open {
-    filling: Filling,
-    parts: Vec<Part>,
-    /// All outputs, in the order of sending.
-    outputs: Vec<Outgoing>,
-    /// How many of them are with the producer.
-    sent: usize,
-    /// Whose they are, in the same order, with what is known of each record but its outputs.
-    items: Vec<(usize, Item<Produced>)>,
-}
-
-/// One partition's part of it.
-struct Part {
-    outbox: Arc<Outbox>,
-    upto: Offset,
-    bytes: usize,
-}
-
-impl Open {
-    fn new(limits: Limits) -> Self {
-        let filling = Filling::new(limits);
-        Self { filling, parts: Vec::new(), outputs: Vec::new(), sent: 0, items: Vec::new() }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.parts.is_empty()
-    }
-
-    /// Takes in what may enter of an outbox.
-    fn fill(&mut self, outbox: &Arc<Outbox>, now: Duration) {
-        let Some(entry) = outbox.enter(now, &mut self.filling) else { return };
-        let part = match self.parts.iter().position(|part| Arc::ptr_eq(&part.outbox, outbox)) {
-            Some(part) => part,
-            None => {
-                self.parts.push(Part { outbox: Arc::clone(outbox), upto: entry.upto, bytes: 0 });
-                self.parts.len() - 1
-            }
-        };
-        self.parts[part].upto = entry.upto;
-        for mut item in entry.items {
-            self.parts[part].bytes += item.weight.bytes;
-            self.outputs.append(&mut item.what.outputs);
-            self.items.push((part, item));
-        }
-    }
-
-    fn offsets(&self) -> Vec<(TopicPartition, Offset)> {
-        self.parts.iter().map(|part| (part.outbox.progress.from.clone(), part.upto)).collect()
-    }
-
-    /// Ends it: gives back its parts and, for each, its items, whole again.
-    fn take(&mut self) -> Vec<(Part, Vec<Item<Produced>>)> {
-        let mut parts: Vec<_> = self.parts.drain(..).map(|part| (part, Vec::new())).collect();
-        let mut outputs = self.outputs.drain(..);
-        for (part, mut item) in self.items.drain(..) {
-            item.what.outputs = outputs.by_ref().take(item.weight.records).collect();
-            parts[part].1.push(item);
-        }
-        drop(outputs);
-        self.sent = 0;
-        self.filling.clear();
-        parts
-    }
 }
 
 impl<B: Broker> Body<B> {
@@ -262,6 +204,11 @@ impl<B: Broker> Body<B> {
     async fn turn(&mut self) {
         if self.producer.is_none() {
             self.take_over().await;
+        }
+        if let Err(error) = self.sweep().await {
+            tracing::warn!(group = self.group, %error, "what an earlier transaction may have left open is not ended yet; outputs wait for it");
+            self.end_open(&error).await;
+            return self.wait_longer().await;
         }
         let now = self.origin.elapsed();
         self.fill(now);
@@ -301,11 +248,10 @@ impl<B: Broker> Body<B> {
 
     async fn send(&mut self) -> Result<(), TransactionError> {
         let Some(producer) = &mut self.producer else { return Ok(()) };
-        if self.open.sent < self.open.outputs.len() {
-            producer.send(&self.open.outputs[self.open.sent..]).await?;
-            self.open.sent = self.open.outputs.len();
+        match self.open.give() {
+            Some(outputs) => producer.send(outputs).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Commits the open transaction.
@@ -325,11 +271,14 @@ impl<B: Broker> Body<B> {
                 let metrics = &self.parts.metrics;
                 metrics.transactions(TransactionResult::Committed).inc();
                 metrics.transaction_seconds.observe(started.elapsed().as_secs_f64());
-                metrics.transaction_records.observe(self.open.outputs.len() as f64);
-                for (part, items) in self.open.take() {
-                    self.parts.settler.committed(&part.outbox.progress.from, &items);
+                metrics.transaction_records.observe(self.open.filling.weight().records as f64);
+                for (part, item) in &self.open.items {
+                    self.parts.settler.committed(&self.open.parts[*part].outbox.progress.from, item);
+                }
+                for part in &self.open.parts {
                     part.outbox.confirmed(part.upto, part.bytes);
                 }
+                self.open.clear();
                 self.shared.ended.notify_waiters();
             }
             Err(error) => self.failed(error).await,
@@ -342,28 +291,54 @@ impl<B: Broker> Body<B> {
         let result = if unknown { TransactionResult::Unknown } else { TransactionResult::Aborted };
         self.parts.metrics.transactions(result).inc();
         tracing::warn!(
-            group = self.group, %error, outputs = self.open.outputs.len(), failures = self.failures,
+            group = self.group, %error, outputs = self.open.filling.weight().records, failures = self.failures,
             "a transaction was not committed; what it held is sent again, unless it turns out to be committed"
         );
         if let TransactionError::Refused(refused) = &error {
-            self.refused(refused);
+            self.open.refused(refused, &self.parts.settler, self.origin.elapsed() + HOLD);
         }
         self.end_open(&error).await;
         let settled =
             if unknown && !Fault::NewTransactionAfterUnknown.is_on() { self.resolve().await } else { Vec::new() };
+        if settled.is_empty() && is_trouble(&error) {
+            self.open.note_in(&mut self.left);
+        }
         for (part, items) in self.open.take() {
             let committed = settled.iter().any(|from| *from == part.outbox.progress.from);
             if committed {
-                self.parts.settler.committed(&part.outbox.progress.from, &items);
+                items.iter().for_each(|item| self.parts.settler.committed(&part.outbox.progress.from, item));
                 part.outbox.confirmed(part.upto, part.bytes);
             } else {
                 part.outbox.put_back(items);
             }
         }
         self.shared.ended.notify_waiters();
+        self.wait_longer().await;
+    }
+
+    async fn wait_longer(&mut self) {
         let delay = DELAY_MIN.saturating_mul(1 << self.failures.min(16)).min(DELAY_MAX);
         self.failures += 1;
         tokio::time::sleep(delay).await;
+    }
+
+    /// Ends once more what brokers that had trouble may have left open.
+    async fn sweep(&mut self) -> Result<(), TransactionError> {
+        if self.left.is_empty() {
+            return Ok(());
+        }
+        let member = self.shared.state().member.clone();
+        let (Some(producer), Some(member)) = (&mut self.producer, member) else { return Ok(()) };
+        let samples: Vec<Outgoing> = self.left.samples.values().cloned().collect();
+        let offsets: Vec<_> = self.left.offsets.iter().map(|(from, offset)| (from.clone(), *offset)).collect();
+        producer.sweep(&samples, &offsets, &member).await?;
+        tracing::info!(
+            group = self.group,
+            topics = samples.len(),
+            "what an earlier transaction may have left open is ended"
+        );
+        self.left = Left::default();
+        Ok(())
     }
 
     /// Aborts, or gives up the producer that can't.
@@ -433,35 +408,17 @@ impl<B: Broker> Body<B> {
         producer.init().await.map_err(|error| error.to_string())?;
         Ok(producer)
     }
+}
 
-    /// Some outputs were refused for what they are: their records' dead letters take their place, or their partitions wait.
-    fn refused(&mut self, refused: &[(usize, SendError)]) {
-        let now = self.origin.elapsed();
-        let mut refused = refused.iter().peekable();
-        let mut first = 0;
-        let mut outputs = std::mem::take(&mut self.open.outputs).into_iter();
-        for (part, item) in &mut self.open.items {
-            let end = first + item.weight.records;
-            let mut own: Vec<Outgoing> = outputs.by_ref().take(item.weight.records).collect();
-            let mut error = None;
-            while let Some((_, refusal)) = refused.next_if(|(at, _)| *at < end) {
-                error = Some(refusal);
-            }
-            if let Some(error) = error {
-                let Part { outbox, bytes, .. } = &mut self.open.parts[*part];
-                item.what.outputs = own;
-                match self.parts.settler.refused(&outbox.progress.from, &mut item.what, error) {
-                    Refusal::Replaced => {
-                        let Weight { bytes: before, .. } = item.weight;
-                        outbox.replace(item);
-                        *bytes = *bytes + item.weight.bytes - before;
-                    }
-                    Refusal::Waits => outbox.hold(item.offset, now + HOLD),
-                }
-                own = std::mem::take(&mut item.what.outputs);
-            }
-            self.open.outputs.append(&mut own);
-            first = end;
-        }
+/// Whether a broker had trouble, so that it may have ended the transaction without telling each partition. In the other cases
+/// it has just answered for all of them.
+fn is_trouble(error: &TransactionError) -> bool {
+    match error {
+        TransactionError::Refused(_) | TransactionError::StaleMember(_) => false,
+        TransactionError::Aborted(_)
+        | TransactionError::Unavailable(_)
+        | TransactionError::Unknown(_)
+        | TransactionError::Fenced(_)
+        | TransactionError::Fatal(_) => true,
     }
 }

@@ -158,23 +158,25 @@ async fn a_transaction_that_fails_is_sent_again_and_no_guest_is_called_again() {
     assert_eq!(outputs(&world).await, [0, 1]);
     assert_eq!(member.metrics.transactions(TransactionResult::Aborted).get(), 5);
     assert_eq!(member.metrics.transactions(TransactionResult::Unknown).get(), 1);
+    assert_eq!(world.broker.sweeps(), 5, "where a broker had trouble, what it may have left open is ended once more");
     member.stop().await;
 }
 
 #[tokio::test]
 async fn a_transaction_whose_end_is_unknown_counts_as_committed_if_the_group_has_its_offsets() {
-    assert_eq!(after_an_unknown_end().await, [0, 1]);
+    assert_eq!(after_an_unknown_end().await, (vec![0, 1], 0), "and it is not ended another way");
 }
 
 #[cfg(feature = "fault-injection")]
 #[tokio::test]
 async fn a_host_that_begins_anew_after_an_unknown_end_is_caught() {
     choose(Some(Fault::NewTransactionAfterUnknown));
-    assert_eq!(after_an_unknown_end().await, [0, 0, 1]);
+    assert_eq!(after_an_unknown_end().await.0, [0, 0, 1]);
 }
 
-/// The outputs of two records, of which the first one's transaction is committed and the answer is lost.
-async fn after_an_unknown_end() -> Vec<Offset> {
+/// The outputs of two records, of which the first one's transaction is committed and the answer is lost; and how often what
+/// it may have left open was ended once more.
+async fn after_an_unknown_end() -> (Vec<Offset>, usize) {
     let world = world("a b").await;
     world.broker.mishaps([Mishap::After(TransactionError::Unknown("a time-out".to_owned()))]);
     let mut member = world.join(Config { concurrency: 1, ..exactly_once() });
@@ -183,7 +185,7 @@ async fn after_an_unknown_end() -> Vec<Offset> {
     member.call_of(&[1]).await.emit();
     world.committed(0, 2).await;
     member.stop().await;
-    outputs(&world).await
+    (outputs(&world).await, world.broker.sweeps())
 }
 
 #[tokio::test]

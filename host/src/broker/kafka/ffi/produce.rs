@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use rdkafka::bindings as rd;
@@ -80,10 +80,13 @@ pub(in super::super) enum Persistence {
 ///
 /// It holds the records until each has its report, because the library reads their values where they lie.
 pub(in super::super) struct Batch {
-    records: Vec<Outgoing>,
+    /// Shared with whoever may have to send them again.
+    records: Arc<Vec<Outgoing>>,
     slots: Box<[Slot]>,
     /// Slots without a report. Invariant: while it is above 0, the batch holds one reference to itself.
     open: AtomicUsize,
+    /// Whether a report is other than good.
+    failed: AtomicBool,
     all_reported: Notify,
 }
 
@@ -102,14 +105,14 @@ impl Slot {
 
 impl Batch {
     /// A batch of these records, at least one.
-    pub(in super::super) fn new(records: Vec<Outgoing>) -> Arc<Self> {
+    pub(in super::super) fn new(records: Arc<Vec<Outgoing>>) -> Arc<Self> {
         assert!(!records.is_empty(), "a batch without records would never end");
         let batch = Arc::new_cyclic(|this: &Weak<Self>| {
             let batch = this.as_ptr().cast_mut();
             let slot = |_| Slot { batch: AtomicPtr::new(batch), report: OnceLock::new() };
             let slots = records.iter().map(slot).collect();
             let open = AtomicUsize::new(records.len());
-            Self { records, slots, open, all_reported: Notify::new() }
+            Self { records, slots, open, failed: AtomicBool::new(false), all_reported: Notify::new() }
         });
         // The batch's reference to itself, which `close` gives back.
         std::mem::forget(Arc::clone(&batch));
@@ -123,6 +126,7 @@ impl Batch {
 
     /// Ends the record at this place, which is not with the library, with a refusal.
     pub(in super::super) fn refuse(&self, at: usize, code: Code) {
+        self.failed.store(true, Ordering::Release);
         self.slots[at].keep(Report { code, persistence: Persistence::No, partition: -1, offset: -1 });
         // SAFETY: `self` lives during the call, and the record at `at` had no report before.
         unsafe { Self::close(self, 1) };
@@ -145,6 +149,11 @@ impl Batch {
         while self.open.load(Ordering::Acquire) > 0 {
             self.all_reported.notified().await;
         }
+    }
+
+    /// Whether each record is stored.
+    pub(in super::super) fn is_stored(&self) -> bool {
+        self.open.load(Ordering::Acquire) == 0 && !self.failed.load(Ordering::Acquire)
     }
 
     /// What became of the record at this place; known once all are [`reported`](Self::reported).
@@ -213,13 +222,13 @@ pub(super) unsafe fn settle(event: *mut rd::rd_kafka_event_t) -> Event {
                 rd::rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_PERSISTED => Persistence::Yes,
             };
             let slot = &*message._private.cast::<Slot>().cast_const();
-            slot.keep(Report {
-                code: message.err.into(),
-                persistence,
-                partition: message.partition,
-                offset: message.offset,
-            });
-            Batch::close(slot.batch.load(Ordering::Relaxed), 1);
+            let batch = slot.batch.load(Ordering::Relaxed);
+            let code = Code::from(message.err);
+            if code != Code::NoError {
+                (*batch).failed.store(true, Ordering::Release);
+            }
+            slot.keep(Report { code, persistence, partition: message.partition, offset: message.offset });
+            Batch::close(batch, 1);
             reports += 1;
             stored += usize::from(persistence == Persistence::Yes);
         }

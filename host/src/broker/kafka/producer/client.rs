@@ -227,6 +227,12 @@ impl Client {
         }
     }
 
+    /// How many partitions a topic has; none when it is not there. Blocks at most until the deadline.
+    pub(super) fn partitions(&self, topic: &str, deadline: Instant) -> Result<i32, Code> {
+        let metadata = self.library.0.fetch_metadata(Some(topic), left(deadline)).map_err(|error| code_of(&error))?;
+        Ok(metadata.topics().first().map_or(0, |found| found.partitions().len() as i32))
+    }
+
     /// Asks each leader of a topic something small, so that the connection stands.
     fn connect(&self, topic: &str, deadline: Instant) -> Result<(), Code> {
         let metadata = self.library.0.fetch_metadata(Some(topic), left(deadline)).map_err(|error| code_of(&error))?;

@@ -33,6 +33,9 @@ const ABORT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the coordinator may take to say what a group has committed.
 const COMMITTED_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long it may take to bring partitions into a transaction that is to be aborted.
+const SWEEP_DEADLINE: Duration = Duration::from_secs(10);
+
 /// The pause before a call is made again that failed for a moment.
 const AGAIN_DELAY: Duration = Duration::from_millis(5);
 
@@ -101,6 +104,10 @@ impl KafkaTransactions {
     fn check_sent(sent: &[Arc<Batch>]) -> Result<(), TransactionError> {
         let (mut refused, mut failed, mut place) = (Vec::new(), None, 0);
         for batch in sent {
+            if batch.is_stored() {
+                place += batch.records().len();
+                continue;
+            }
             for (at, record) in batch.records().iter().enumerate() {
                 match outcome(record, batch.report(at)) {
                     Ok(_) => {}
@@ -142,12 +149,12 @@ impl Transactions for KafkaTransactions {
         taken
     }
 
-    async fn send(&mut self, records: &[Outgoing]) -> Result<(), TransactionError> {
+    async fn send(&mut self, records: Arc<Vec<Outgoing>>) -> Result<(), TransactionError> {
         if records.is_empty() {
             return Ok(());
         }
         self.begin()?;
-        let batch = Batch::new(records.to_vec());
+        let batch = Batch::new(records);
         self.sent.push(Arc::clone(&batch));
         let mut unqueued = Unqueued { batch, next: 0 };
         loop {
@@ -205,6 +212,30 @@ impl Transactions for KafkaTransactions {
         Ok(())
     }
 
+    async fn sweep(
+        &mut self,
+        samples: &[Outgoing],
+        offsets: &[(TopicPartition, Offset)],
+        member: &KafkaMember,
+    ) -> Result<(), TransactionError> {
+        let mut records = Vec::new();
+        for sample in samples {
+            let topic = Arc::clone(&sample.topic);
+            let deadline = Instant::now() + SWEEP_DEADLINE;
+            let count = self.blocking(move |client| {
+                client.partitions(&topic, deadline).map_err(|code| TransactionError::Unavailable(code.to_string()))
+            });
+            let partitions = 0..count.await?;
+            records.extend(partitions.map(|partition| Outgoing { partition: Some(partition), ..sample.clone() }));
+        }
+        self.begin()?;
+        self.send(Arc::new(records)).await?;
+        let sent = std::mem::take(&mut self.sent);
+        let (offsets, member) = (offsets.to_vec(), member.clone());
+        self.blocking(move |client| touch(client, &sent, &offsets, &member)).await?;
+        self.abort().await
+    }
+
     async fn committed(
         &mut self,
         partitions: &[TopicPartition],
@@ -235,16 +266,7 @@ fn commit(
 ) -> Result<(), TransactionError> {
     let deadline = Instant::now() + COMMIT_DEADLINE;
     let native = client.native();
-    if !sent.is_empty() {
-        if !ffi::flush(native, millis_until(deadline)) {
-            return Err(TransactionError::Unavailable("not all records were acknowledged in time".into()));
-        }
-        // A client that is fenced loses its records, and that is the reason to tell.
-        if let Some((code, text)) = client.fatal() {
-            return Err(told(Failure { code, text, fatal: true, retriable: false }));
-        }
-        KafkaTransactions::check_sent(sent)?;
-    }
+    stored(client, sent, deadline)?;
     if !offsets.is_empty() {
         let (places, metadata) = member.place(offsets).map_err(TransactionError::StaleMember)?;
         until(deadline, |millis| ffi::send_offsets(native, &places, &metadata, millis)).map_err(told)?;
@@ -252,6 +274,43 @@ fn commit(
     // From here on a failure says nothing: the broker may have heard of the end.
     until(deadline, |millis| ffi::commit(native, millis))
         .map_err(|failure| TransactionError::Unknown(failure.to_string()))
+}
+
+/// Waits until all records are stored in the transaction.
+fn stored(client: &Client, sent: &[Arc<Batch>], deadline: Instant) -> Result<(), TransactionError> {
+    if sent.is_empty() {
+        return Ok(());
+    }
+    if !ffi::flush(client.native(), millis_until(deadline)) {
+        return Err(TransactionError::Unavailable("not all records were acknowledged in time".into()));
+    }
+    // A client that is fenced loses its records, and that is the reason to tell.
+    if let Some((code, text)) = client.fatal() {
+        return Err(told(Failure { code, text, fatal: true, retriable: false }));
+    }
+    KafkaTransactions::check_sent(sent)
+}
+
+/// Brings partitions into the transaction, on a thread that may wait: those of the records, and those of the group's offsets.
+fn touch(
+    client: &Client,
+    sent: &[Arc<Batch>],
+    offsets: &[(TopicPartition, Offset)],
+    member: &KafkaMember,
+) -> Result<(), TransactionError> {
+    let deadline = Instant::now() + SWEEP_DEADLINE;
+    match stored(client, sent, deadline) {
+        // What no partition takes is open in none.
+        Ok(()) | Err(TransactionError::Refused(_)) => {}
+        Err(error) => return Err(error),
+    }
+    let claim = if offsets.is_empty() { None } else { member.claim(offsets).map_err(TransactionError::StaleMember)? };
+    let Some((places, metadata)) = claim else { return Ok(()) };
+    match until(deadline, |millis| ffi::send_offsets(client.native(), &places, &metadata, millis)).map_err(told) {
+        // Whoever has the partitions now: their offsets' partition is in the transaction.
+        Ok(()) | Err(TransactionError::StaleMember(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Makes a call until it succeeds, fails for good, or the time is over.

@@ -165,9 +165,9 @@ impl Transactions for SimTransactions {
         }
     }
 
-    async fn send(&mut self, records: &[Outgoing]) -> Result<(), TransactionError> {
+    async fn send(&mut self, records: Arc<Vec<Outgoing>>) -> Result<(), TransactionError> {
         self.broker.life.alive().await;
-        self.records.extend_from_slice(records);
+        self.records.extend_from_slice(&records);
         Ok(())
     }
 
@@ -205,6 +205,21 @@ impl Transactions for SimTransactions {
         self.records.clear();
         if !life.up_within(PATIENCE).await || world.mishap(|rates| rates.transaction) {
             return Err(TransactionError::Fatal("no answer".to_owned()));
+        }
+        world.latency(10).await;
+        Ok(())
+    }
+
+    /// There is nothing to end once more: this broker forgets no partition.
+    async fn sweep(
+        &mut self,
+        _samples: &[Outgoing],
+        _offsets: &[(TopicPartition, Offset)],
+        _member: &SimMember,
+    ) -> Result<(), TransactionError> {
+        let SimBroker { world, life } = &self.broker;
+        if !life.up_within(PATIENCE).await || world.mishap(|rates| rates.transaction) {
+            return Err(TransactionError::Unavailable("no answer".to_owned()));
         }
         world.latency(10).await;
         Ok(())
