@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::header::{CONTENT_TYPE, ORIGIN, WWW_AUTHENTICATE};
@@ -17,12 +18,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::future::BoxFuture;
+use tidemill_core::record::{Offset, TopicPartition};
 use tokio_util::sync::CancellationToken;
 
 pub use self::config::{Config, InvalidConfig};
 pub use self::view::{
-    Elsewhere, ErrorView, HandlerState, HandlerView, Missing, MoveBody, MoveView, MovedView, PartitionView, PauseView,
-    Readiness, RolledBack, StoppedView,
+    Elsewhere, ErrorView, HandlerState, HandlerView, Missing, MoveBody, MoveView, MovedView, ParkedView, PartitionView,
+    PauseView, Readiness, RolledBack, StoppedView, UnparkRequest, Unparked, WhereState, WhereView,
 };
 use crate::http::{self, BindError, Listener, Token};
 use crate::metrics::{self, Metrics};
@@ -37,6 +39,15 @@ pub trait Host: Send + Sync + 'static {
 
     /// Lets a handler start no more calls, or go on; outlives the host.
     fn pause(&self, handler: &str, paused: bool) -> Result<(), PauseError>;
+
+    /// Where a record stands with each handler of this host that reads its topic.
+    fn whereabouts(&self, from: TopicPartition, offset: Offset) -> BoxFuture<'_, Vec<WhereView>>;
+
+    /// A handler's parked keys, of the partitions of this host; `None` if it does not run.
+    fn parked<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Option<Vec<ParkedView>>>;
+
+    /// Tries parked keys of a handler again, of the partitions of this host; `None` if it does not run.
+    fn unpark<'a>(&'a self, handler: &'a str, request: UnparkRequest) -> BoxFuture<'a, Option<Unparked>>;
 
     /// Lets partitions of a handler begin elsewhere, for whoever reads them from now on.
     fn move_offsets<'a>(&'a self, handler: &'a str, wish: &'a MoveBody)
@@ -169,7 +180,10 @@ fn router(endpoint: Endpoint) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(render_metrics))
         .route("/handlers", get(list))
+        .route("/where/{topic}/{partition}/{offset}", get(whereabouts))
         .route("/handlers/{name}/rollback", post(roll_back))
+        .route("/handlers/{name}/parked", get(parked))
+        .route("/handlers/{name}/unpark", post(unpark))
         .route("/handlers/{name}/pause", post(async |endpoint, name, headers| pause(endpoint, name, headers, true)))
         .route("/handlers/{name}/resume", post(async |endpoint, name, headers| pause(endpoint, name, headers, false)))
         .route("/handlers/{name}/offsets", post(move_offsets))
@@ -185,7 +199,10 @@ GET  /healthz                  200 while the process answers
 GET  /readyz                   200 once the host is ready, 503 with what is missing until then
 GET  /metrics                  for Prometheus
 GET  /handlers                 what runs, as JSON
+GET  /where/TOPIC/PARTITION/OFFSET   where a record stands with each handler, as JSON
 POST /handlers/NAME/rollback   goes back to the revision before
+GET  /handlers/NAME/parked     which keys are parked, as JSON
+POST /handlers/NAME/unpark     tries parked keys again
 POST /handlers/NAME/pause      starts no more calls, also after a restart
 POST /handlers/NAME/resume     goes on where it stood
 POST /handlers/NAME/offsets    begins elsewhere, also after a restart; JSON with `to`, as `offsets reset` takes it
@@ -212,6 +229,67 @@ async fn list(State(endpoint): State<Arc<Endpoint>>, headers: HeaderMap) -> Resp
         Ok(()) => Json(endpoint.host.handlers()).into_response(),
         Err(refused) => *refused,
     }
+}
+
+async fn whereabouts(
+    State(endpoint): State<Arc<Endpoint>>,
+    UrlPath((topic, partition, offset)): UrlPath<(String, String, String)>,
+    headers: HeaderMap,
+) -> Response {
+    if let Err(refused) = endpoint.admit(&headers) {
+        return *refused;
+    }
+    let (Ok(partition @ 0..), Ok(offset @ 0..)) = (partition.parse::<i32>(), offset.parse::<Offset>()) else {
+        let detail = "a partition and an offset are numbers from 0 on, as in /where/orders/3/42";
+        return error(StatusCode::BAD_REQUEST, "bad-place", detail);
+    };
+    Json(endpoint.host.whereabouts(TopicPartition::new(topic, partition), offset).await).into_response()
+}
+
+async fn parked(
+    State(endpoint): State<Arc<Endpoint>>,
+    UrlPath(handler): UrlPath<String>,
+    headers: HeaderMap,
+) -> Response {
+    if let Err(refused) = endpoint.admit(&headers) {
+        return *refused;
+    }
+    match endpoint.host.parked(&handler).await {
+        Some(parked) => Json(parked).into_response(),
+        None => does_not_run(&handler),
+    }
+}
+
+async fn unpark(
+    State(endpoint): State<Arc<Endpoint>>,
+    UrlPath(handler): UrlPath<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    if let Err(refused) = endpoint.admit(&headers) {
+        return *refused;
+    }
+    let request: UnparkRequest = match serde_json::from_slice(if body.is_empty() { b"{}" } else { &body }) {
+        Ok(request) => request,
+        Err(cause) => {
+            return error(StatusCode::BAD_REQUEST, "bad-request", &format!("the body can't be read: {cause}"));
+        }
+    };
+    let is_dry = request.dry_run;
+    match endpoint.host.unpark(&handler, request).await {
+        Some(done) => {
+            if !is_dry {
+                tracing::warn!(handler, keys = done.keys, records = done.records, "unparked");
+            }
+            Json(done).into_response()
+        }
+        None => does_not_run(&handler),
+    }
+}
+
+fn does_not_run(handler: &str) -> Response {
+    let detail = format!("no handler `{handler}` runs here; `tidemill guests list` shows those that do");
+    error(StatusCode::NOT_FOUND, "no-such-handler", &detail)
 }
 
 async fn roll_back(

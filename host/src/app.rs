@@ -20,7 +20,7 @@ use crate::admin::{self, Admin};
 use crate::broker::embedded::Embedded;
 use crate::broker::kafka::Kafka;
 use crate::broker::{Broker, Producer};
-use crate::cli::{Failure, dlq as dlq_command, topic as topic_command};
+use crate::cli::{Failure, dlq as dlq_command, topic as topic_command, whereabouts as whereabouts_command};
 use crate::config::{self, Config, Problem};
 use crate::consumer::Budget;
 use crate::fleet::{self, Fleet, HandlerError, Pauses, Roster};
@@ -117,10 +117,17 @@ pub fn dlq(path: &Path, command: dlq_command::Command) -> Result<(), Failure> {
     on_log(path, command.only_reads(), LogCommand::Dlq(command))
 }
 
+/// Says where a record is, by the configured log and by a host that runs on it.
+pub fn whereabouts(args: whereabouts_command::Args) -> Result<(), Failure> {
+    let path = args.config.config.clone();
+    on_log(&path, true, LogCommand::Where(args))
+}
+
 /// A command that needs the log and no host.
 enum LogCommand {
     Topic(topic_command::Command),
     Dlq(dlq_command::Command),
+    Where(whereabouts_command::Args),
 }
 
 fn on_log(path: &Path, only_reads: bool, command: LogCommand) -> Result<(), Failure> {
@@ -145,6 +152,7 @@ impl LogCommand {
         match self {
             Self::Topic(command) => Ok(topic_command::run(broker, command).await?),
             Self::Dlq(command) => Ok(dlq_command::run(broker, handlers, command).await?),
+            Self::Where(args) => Ok(whereabouts_command::run(broker, handlers, args).await?),
         }
     }
 }

@@ -5,11 +5,13 @@ pub mod dlq;
 pub mod guests;
 pub mod new;
 pub mod offsets;
+pub mod park;
 mod progress;
 pub mod replay;
 pub mod run;
-mod text;
+pub(crate) mod text;
 pub mod topic;
+pub mod whereabouts;
 
 use std::path::PathBuf;
 
@@ -41,6 +43,8 @@ enum Command {
     Topic(TopicArgs),
     /// Counts, shows and sends again what became a dead letter.
     Dlq(DlqArgs),
+    /// Says where a record is with each handler: waiting, running, to be tried again, done or dead-lettered.
+    Where(whereabouts::Args),
     /// Shows where a handler's group stands, and lets it begin elsewhere.
     Offsets(offsets::Args),
     /// Reads a range of the log once more through a handler, into the same or other stores, without moving its offsets.
@@ -51,6 +55,10 @@ enum Command {
     Pause(guests::HandlerArgs),
     /// Lets a paused handler go on where it stood.
     Resume(guests::HandlerArgs),
+    /// Shows a handler's parked keys.
+    Park(park::ParkArgs),
+    /// Tries parked keys again, in order, on the revision that is live.
+    Unpark(park::UnparkArgs),
     /// Writes the project of a new handler.
     New(new::NewArgs),
     /// Builds the handler in this folder, or names the command that is missing.
@@ -105,11 +113,14 @@ impl Cli {
             Command::Check(args) => check::check(&args.config),
             Command::Topic(args) => crate::app::topic(&args.config.config, args.command),
             Command::Dlq(args) => crate::app::dlq(&args.config.config, args.command),
+            Command::Where(args) => crate::app::whereabouts(args),
             Command::Offsets(args) => offsets::run(args),
             Command::Replay(args) => replay::run(&args),
             Command::Guests(args) => Ok(guests::run(args)?),
             Command::Pause(args) => Ok(guests::pause(args, true)?),
             Command::Resume(args) => Ok(guests::pause(args, false)?),
+            Command::Park(args) => Ok(park::park(args)?),
+            Command::Unpark(args) => Ok(park::unpark(args)?),
             Command::New(args) => Ok(new::new(&args)?),
             Command::Build(args) => Ok(new::build(&args)?),
         }

@@ -4,6 +4,7 @@
 //! one [`Progress`]: how far the partition may be committed. Only progress of the current assignment is ever committed,
 //! since a broker accepts commits for partitions that another member owns.
 
+mod asked;
 mod budget;
 mod commit;
 mod moving;
@@ -18,24 +19,26 @@ use tidemill_core::lanes::Order;
 use tidemill_core::partition::Bounds;
 use tidemill_core::record::{Offset, TopicPartition};
 use tidemill_core::transaction::Limits;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use self::asked::{Choice, NoAnswer, ParkedKey, Standing};
 pub use self::budget::Budget;
 use self::commit::Committer;
 pub use self::commit::database::OffsetStore;
 use self::commit::database::TakenOver;
 use self::commit::transaction::Transactor;
 pub use self::moving::{MoveError, Moved};
-pub use self::progress::{Membership, PartitionView, Progress};
+pub use self::progress::{Answer, Membership, PartitionView, Progress};
 use crate::attempt::{Guarantee, Ownership};
-use crate::broker::{Broker, CommitError, Consumer, ConsumerEvent, ReaderOf, Subscription};
+use crate::broker::{Admin, Broker, CommitError, Consumer, ConsumerEvent, ReaderOf, Subscription};
 use crate::fault::Fault;
 use crate::guest::Handler;
 use crate::metrics::{HandlerMetrics, Rebalance};
 use crate::settle::Settler;
+use crate::settle::parked::ParkedTopics;
 
 /// How one handler consumes.
 #[derive(Debug, Clone)]
@@ -70,6 +73,8 @@ pub struct Group<B: Broker> {
     membership: Arc<Membership>,
     /// Where offsets are kept beside the group, under [`Guarantee::SqlTransaction`].
     offsets: Option<OffsetStore>,
+    /// Where keys are parked, if they are.
+    parking: Option<Parking>,
     /// The assignments of this host, by partition.
     assigned: BTreeMap<TopicPartition, Assigned>,
     /// Commits instead of the group, where outputs and offsets belong together; runs as long as the handler.
@@ -80,6 +85,17 @@ pub struct Group<B: Broker> {
     epoch: u64,
     /// Earlier assignments whose progress is still committed: empty, unless the host is broken on purpose.
     stale: Vec<Assigned>,
+}
+
+/// What parking keys needs.
+#[derive(Clone)]
+pub struct Parking {
+    /// Writes the parked topics.
+    pub topics: Arc<ParkedTopics>,
+    /// Reads them.
+    pub admin: Arc<dyn Admin>,
+    /// Records of a partition that may be parked.
+    pub records_max: usize,
 }
 
 /// What the tasks of a group's partitions share.
@@ -133,6 +149,7 @@ impl<B: Broker> Group<B> {
             parts,
             membership,
             offsets: None,
+            parking: None,
             assigned: BTreeMap::new(),
             transactor: None,
             delivery: "live",
@@ -144,6 +161,11 @@ impl<B: Broker> Group<B> {
     /// The same, for [`Guarantee::SqlTransaction`]: offsets are kept in this database, together with what the guest writes.
     pub fn keeping_offsets_in(self, offsets: OffsetStore) -> Self {
         Self { offsets: Some(offsets), ..self }
+    }
+
+    /// The same, for a policy that parks keys.
+    pub fn parking(self, parking: Parking) -> Self {
+        Self { parking: Some(parking), ..self }
     }
 
     /// The same for records that come once more: guests are told so.
@@ -303,13 +325,20 @@ impl<B: Broker> Group<B> {
             let revoked = CancellationToken::new();
             let owner = owners.remove(&from);
             let outbox = self.transactor.as_ref().map(|transactor| transactor.assigned(&progress));
-            self.membership.assigned(Arc::clone(&progress));
+            let (questions, asked) = mpsc::channel(asked::QUESTIONS_MAX);
+            self.membership.assigned(Arc::clone(&progress), questions);
             let task = partition::spawn(
                 Arc::clone(&self.parts),
                 self.config.clone(),
                 reader,
                 Arc::clone(&progress),
-                partition::Ties { owner: owner.clone(), outbox, delivery: self.delivery },
+                partition::Ties {
+                    owner: owner.clone(),
+                    outbox,
+                    asked,
+                    parking: self.parking.clone(),
+                    delivery: self.delivery,
+                },
                 revoked.clone(),
             );
             self.assigned.insert(from, Assigned { progress, revoked, owner, task });

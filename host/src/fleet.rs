@@ -19,6 +19,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tidemill_core::retry::Exhausted;
 use tokio_util::sync::CancellationToken;
 
 pub use self::error::HandlerError;
@@ -30,10 +31,11 @@ use self::stamp::Stamp;
 use self::watch::Watch;
 use crate::broker::{Admin, Broker, Producer};
 use crate::config::manifest::{self, HandlerSpec};
-use crate::consumer::{Budget, Group, OffsetStore};
+use crate::consumer::{Budget, Group, OffsetStore, Parking};
 use crate::guest::live::LiveHandler;
 use crate::guest::{Backends, Engine};
 use crate::metrics::Metrics;
+use crate::settle::parked::ParkedTopics;
 use crate::settle::{DeadLetters, Settler};
 use crate::store::migrations::{self, Migrations};
 
@@ -232,7 +234,11 @@ impl<B: Broker> Fleet<B> {
     }
 
     /// Loads a handler to consume once what its broker gives it, and makes the group that does so. Nobody follows its folder.
-    pub async fn once(&self, spec: HandlerSpec) -> Result<(Running, Group<B>), HandlerError> {
+    pub async fn once(&self, mut spec: HandlerSpec) -> Result<(Running, Group<B>), HandlerError> {
+        if spec.retry.end() == Exhausted::Park {
+            // What comes once more is not parked among what is live.
+            spec.retry = spec.retry.exhausted(Exhausted::Stop);
+        }
         let stamp = Stamp::of(&spec.folder);
         let running = self.load_as(spec, stamp, Purpose::Run).await?;
         let group = self.group(&running, self.dead_letters(&running.spec));
@@ -247,6 +253,10 @@ impl<B: Broker> Fleet<B> {
         let live = loaded.await.map_err(|cause| HandlerError::Load { handler, cause })?;
         let refused = |cause| HandlerError::Subscription { handler: spec.name.clone(), cause };
         self.parts.broker.check(&spec.consumer.subscription).map_err(refused)?;
+        if purpose == Purpose::Run && spec.retry.end() == Exhausted::Park && self.admin().is_none() {
+            // What is parked can't be read without one.
+            self.parts.broker.admin().map(drop).map_err(refused)?;
+        }
         match purpose {
             Purpose::Run => self.migrate(&spec).await?,
             Purpose::Check => check_migrations(&spec)?,
@@ -299,7 +309,11 @@ impl<B: Broker> Fleet<B> {
                 "the handler is paused, as an operator wants it; `tidemill resume {name}` lets it go on"
             );
         }
-        let group = self.group(&running, dead_letters.clone());
+        let mut group = self.group(&running, dead_letters.clone());
+        if let (Exhausted::Park, Some(admin)) = (spec.retry.end(), self.admin()) {
+            let topics = ParkedTopics::new(name.into(), Arc::clone(&self.parts.producer));
+            group = group.parking(Parking { topics: Arc::new(topics), admin, records_max: spec.parked_max });
+        }
         let lookout = Lookout {
             spec: spec.clone(),
             dead_letters,

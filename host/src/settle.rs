@@ -5,6 +5,7 @@
 
 mod dead_letter;
 pub mod letter;
+pub mod parked;
 mod produced;
 mod told;
 mod transaction;
@@ -49,7 +50,7 @@ pub struct Settlement {
     pub verdicts: Vec<Verdict>,
     /// What settled records leave to be produced in their transaction; nothing under any other guarantee.
     pub produced: Vec<Produced>,
-    /// Why, for those whose verdict is [`Verdict::Stop`].
+    /// Why, for those whose verdict is [`Verdict::Stop`] or [`Verdict::Park`].
     pub stops: Vec<Stop>,
 }
 
@@ -60,7 +61,7 @@ impl Settlement {
     }
 }
 
-/// A record at which a partition stops.
+/// A record at which a partition stops, or that is to be parked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stop {
     /// The record's offset.
@@ -71,6 +72,8 @@ pub struct Stop {
     pub reason: Reason,
     /// The digest of the revision on which it failed.
     pub revision: Arc<str>,
+    /// Attempts that it cost.
+    pub attempts: u32,
 }
 
 /// A record that failed alone, and why.
@@ -190,7 +193,7 @@ impl Settler {
                     failures.push((index, Failure { class, reason, after }));
                 }
                 Outcome::DeadLetter(reason) => {
-                    if self.policy.end() == Exhausted::Stop {
+                    if matches!(self.policy.end(), Exhausted::Stop | Exhausted::Park) {
                         verdicts.block(index);
                     }
                     let malformed = attempt.records[index].record.malformed();
@@ -280,11 +283,12 @@ impl Settler {
                     self.tell_of_drop(&attempt.from, &attempt.records[index], revision, &failure, failed.charged);
                     verdicts.set(index, Verdict::Settled);
                 }
-                Decision::End(Exhausted::Stop) => {
+                Decision::End(end @ (Exhausted::Stop | Exhausted::Park)) => {
                     let Failure { class, reason, .. } = failure;
                     let offset = case.attempt.records[index].record.offset();
-                    stops.push(Stop { offset, class, reason, revision: Arc::clone(case.revision) });
-                    verdicts.set(index, Verdict::Stop);
+                    let (revision, attempts) = (Arc::clone(case.revision), failed.charged);
+                    stops.push(Stop { offset, class, reason, revision, attempts });
+                    verdicts.set(index, if end == Exhausted::Park { Verdict::Park } else { Verdict::Stop });
                 }
             }
         }

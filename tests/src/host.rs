@@ -199,19 +199,24 @@ impl Host {
         Ok(format!("http://{address}"))
     }
 
+    /// Where its admin endpoint is.
+    pub fn admin_url(&self) -> Result<String> {
+        let address = self.addresses.admin.context("this host has no admin endpoint")?;
+        Ok(format!("http://{address}"))
+    }
+
     /// Asks the admin endpoint: status and body.
     pub fn admin(&self, path: &str) -> Result<(u16, String)> {
-        let address = self.addresses.admin.context("this host has no admin endpoint")?;
+        let url = self.admin_url()?;
         let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(REQUEST_TIMEOUT));
-        let mut response = config.build().new_agent().get(format!("http://{address}{path}")).call()?;
+        let mut response = config.build().new_agent().get(format!("{url}{path}")).call()?;
         Ok((response.status().as_u16(), response.body_mut().read_to_string()?))
     }
 
     /// Runs a command of the binary that asks this host, and returns what it says.
     pub fn ask(&self, arguments: &[&str]) -> Result<String> {
-        let address = self.addresses.admin.context("this host has no admin endpoint")?;
         let mut command = Command::new(binary());
-        command.current_dir(self.folder.path()).args(arguments).args(["--admin", &format!("http://{address}")]);
+        command.current_dir(self.folder.path()).args(arguments).args(["--admin", &self.admin_url()?]);
         let output = command.output()?;
         ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())

@@ -16,6 +16,7 @@ mod promises {
     mod modes;
     mod moved;
     mod offsets;
+    mod park;
     mod pause;
     mod policy;
     mod postgres;
@@ -24,4 +25,5 @@ mod promises {
     mod swap;
     mod takeover;
     mod weather;
+    mod whereabouts;
 }

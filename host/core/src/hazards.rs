@@ -61,6 +61,11 @@ pub enum Hazard {
         /// The partition.
         from: TopicPartition,
     },
+    /// Parked records may be deleted before they are handled.
+    Parked {
+        /// The parked topic.
+        topic: String,
+    },
     /// Whoever reads what is committed stands still in front of a transaction that stays open.
     Hidden {
         /// The partition.
@@ -79,7 +84,8 @@ pub enum Hazard {
 
 impl Hazard {
     /// Every kind's name, as it is in metrics.
-    pub const KINDS: [&'static str; 5] = ["replication", "min-insync", "retention", "uneven", "hidden"];
+    pub const KINDS: [&'static str; 6] =
+        ["replication", "min-insync", "retention", "uneven", "hidden", "parked-retention"];
 
     /// Its kind's name.
     pub fn kind(&self) -> &'static str {
@@ -89,6 +95,7 @@ impl Hazard {
             Self::Retention { .. } => Self::KINDS[2],
             Self::Uneven { .. } => Self::KINDS[3],
             Self::Hidden { .. } => Self::KINDS[4],
+            Self::Parked { .. } => Self::KINDS[5],
         }
     }
 }
@@ -108,6 +115,11 @@ impl fmt::Display for Hazard {
             Self::Retention { from } => write!(
                 f,
                 "{from} is about to be deleted faster than it is read: keep its records longer, or make the handler faster"
+            ),
+            Self::Parked { topic } => write!(
+                f,
+                "topic `{topic}` does not keep its records for ever: parked records that get too old are lost; set \
+                 retention.ms=-1 and retention.bytes=-1, and cleanup.policy=delete"
             ),
             Self::Hidden { from, offset } => write!(
                 f,

@@ -43,6 +43,22 @@ pub struct Entry {
     pub call_records_max: u32,
 }
 
+/// What a record waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitsFor {
+    /// The records before it, or a call.
+    Turn,
+    /// Its next attempt.
+    Time {
+        /// When that is due.
+        until: Duration,
+        /// Calls that failed on it alone.
+        tries: u32,
+    },
+    /// That the partition goes on: it stands still at this record or before it.
+    Release,
+}
+
 /// The lanes of one partition.
 #[derive(Debug)]
 pub struct Lanes {
@@ -61,6 +77,41 @@ pub struct Lanes {
     held_from: Option<Offset>,
     /// Idle lanes whose first record is at `held_from` or behind it. Invariant: their state is `Held`.
     held: Vec<LaneId>,
+    /// Keys whose records are set aside instead of being run.
+    aside: Aside,
+    /// Idle lanes with such a record, longest ready first. Invariant: their state is `Ready`, and they are set aside.
+    aside_ready: VecDeque<LaneId>,
+}
+
+/// Keys that are set aside. They outlive their lanes.
+#[derive(Debug, Default)]
+struct Aside {
+    keys: BTreeSet<Box<[u8]>>,
+    /// The lane of null keys.
+    keyless: bool,
+}
+
+impl Aside {
+    fn insert(&mut self, key: Option<&[u8]>) {
+        match key {
+            Some(key) => drop(self.keys.insert(key.into())),
+            None => self.keyless = true,
+        }
+    }
+
+    fn remove(&mut self, key: Option<&[u8]>) {
+        match key {
+            Some(key) => drop(self.keys.remove(key)),
+            None => self.keyless = false,
+        }
+    }
+
+    fn contains(&self, key: Option<&[u8]>) -> bool {
+        match key {
+            Some(key) => !self.keys.is_empty() && self.keys.contains(key),
+            None => self.keyless,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -68,6 +119,8 @@ struct Lane {
     key: Option<Key>,
     queue: VecDeque<Entry>,
     state: State,
+    /// Its records are set aside instead of being run.
+    aside: bool,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -149,6 +202,8 @@ impl Lanes {
             waiting: BTreeSet::new(),
             held_from: None,
             held: Vec::new(),
+            aside: Aside::default(),
+            aside_ready: VecDeque::new(),
         }
     }
 
@@ -172,7 +227,48 @@ impl Lanes {
             self.held.push(id);
         } else {
             lane.state = State::Ready;
-            self.ready.push_back(id);
+            let ready = if lane.aside { &mut self.aside_ready } else { &mut self.ready };
+            ready.push_back(id);
+        }
+    }
+
+    /// Sets the records of a key aside: those that wait, and those that come.
+    pub fn set_aside(&mut self, key: Option<&[u8]>) {
+        self.aside.insert(key);
+        if let Some(id) = self.known(key) {
+            let lane = &mut self.lanes[id as usize];
+            lane.aside = true;
+            if lane.state == State::Ready {
+                self.ready.retain(|ready| *ready != id);
+                self.aside_ready.retain(|ready| *ready != id);
+                self.make_ready(id);
+            }
+        }
+    }
+
+    /// Lets the records of a key run again. Not while one of them is being set aside: then it answers false.
+    pub fn release_key(&mut self, key: Option<&[u8]>) -> bool {
+        if let Some(id) = self.known(key) {
+            let lane = &mut self.lanes[id as usize];
+            if lane.aside && lane.state == State::Running {
+                return false;
+            }
+            lane.aside = false;
+            if lane.state == State::Ready {
+                self.aside_ready.retain(|ready| *ready != id);
+                self.ready.retain(|ready| *ready != id);
+                self.make_ready(id);
+            }
+        }
+        self.aside.remove(key);
+        true
+    }
+
+    /// The lane of a key, if it holds records.
+    fn known(&self, key: Option<&[u8]>) -> Option<LaneId> {
+        match key {
+            Some(key) => self.by_key.get(key).copied(),
+            None => self.keyless,
         }
     }
 
@@ -181,14 +277,11 @@ impl Lanes {
             return self.empty_lane();
         }
         let key = if self.order == Order::Key { record.key() } else { None };
-        let known = match key {
-            Some(key) => self.by_key.get(key).copied(),
-            None => self.keyless,
-        };
-        if let Some(id) = known {
+        if let Some(id) = self.known(key) {
             return id;
         }
         let id = self.empty_lane();
+        self.lanes[id as usize].aside = self.aside.contains(key);
         match key {
             Some(_) => {
                 let key = Key(record.clone());
@@ -209,10 +302,31 @@ impl Lanes {
 
     /// Takes the records of the next call: so many ready lanes in turn, from each its first records, in offset order overall.
     pub fn take(&mut self, lanes_max: usize, records_max: usize, bytes_max: usize) -> Vec<Entry> {
-        let mut taken = Vec::with_capacity(records_max.min(self.ready.len().max(8)));
+        let mut ready = std::mem::take(&mut self.ready);
+        let taken = self.take_from(&mut ready, lanes_max, records_max, bytes_max);
+        self.ready = ready;
+        taken
+    }
+
+    /// The same of all lanes that are set aside.
+    pub fn take_aside(&mut self, records_max: usize, bytes_max: usize) -> Vec<Entry> {
+        let mut ready = std::mem::take(&mut self.aside_ready);
+        let taken = self.take_from(&mut ready, usize::MAX, records_max, bytes_max);
+        self.aside_ready = ready;
+        taken
+    }
+
+    fn take_from(
+        &mut self,
+        ready: &mut VecDeque<LaneId>,
+        lanes_max: usize,
+        records_max: usize,
+        bytes_max: usize,
+    ) -> Vec<Entry> {
+        let mut taken = Vec::with_capacity(records_max.min(ready.len().max(8)));
         let mut room = Room { records: records_max.max(1), bytes: bytes_max };
         for _lane in 0..lanes_max.max(1) {
-            let Some(&id) = self.ready.front() else { break };
+            let Some(&id) = ready.front() else { break };
             let before = taken.len();
             let lane = &mut self.lanes[id as usize];
             while let Some(entry) = lane.queue.front()
@@ -226,7 +340,7 @@ impl Lanes {
                 break;
             }
             lane.state = State::Running;
-            self.ready.pop_front();
+            ready.pop_front();
         }
         taken.sort_unstable_by_key(|entry| entry.record.offset());
         taken
@@ -252,7 +366,8 @@ impl Lanes {
     /// Lets no record at this offset or behind it run, until [`Lanes::release`]. Calls that run go on.
     pub fn hold_from(&mut self, offset: Offset) {
         self.held_from = Some(self.held_from.map_or(offset, |from| from.min(offset)));
-        for id in std::mem::take(&mut self.ready) {
+        let ready = std::mem::take(&mut self.ready).into_iter().chain(std::mem::take(&mut self.aside_ready));
+        for id in ready {
             self.make_ready(id);
         }
     }
@@ -264,6 +379,21 @@ impl Lanes {
         held.sort_by_key(|id| self.lanes[*id as usize].queue.front().map(|entry| entry.record.offset()));
         for id in held {
             self.make_ready(id);
+        }
+    }
+
+    /// What a record that waits here waits for; `None` when it does not wait here.
+    pub fn waits_for(&self, offset: Offset) -> Option<WaitsFor> {
+        let lane_of = |lane: &&Lane| lane.queue.binary_search_by_key(&offset, |entry| entry.record.offset()).is_ok();
+        let lane = self.lanes.iter().find(lane_of)?;
+        let first = lane.queue.front()?;
+        if self.held_from.is_some_and(|from| offset >= from) {
+            return Some(WaitsFor::Release);
+        }
+        let until = self.waiting.iter().find(|(_, id)| *id == first.lane).map(|(until, _)| *until);
+        match until {
+            Some(until) if first.record.offset() == offset => Some(WaitsFor::Time { until, tries: first.tries }),
+            Some(_) | None => Some(WaitsFor::Turn),
         }
     }
 
@@ -283,7 +413,8 @@ impl Lanes {
         let is_empty = |id: LaneId| lanes[id as usize].queue.is_empty();
         let mut emptied: Vec<LaneId> = self.ready.iter().copied().filter(|id| is_empty(*id)).collect();
         emptied.extend(self.waiting.iter().map(|(_, id)| *id).filter(|id| is_empty(*id)));
-        emptied.extend(self.held.iter().copied().filter(|id| is_empty(*id)));
+        emptied.extend(self.held.iter().chain(&self.aside_ready).copied().filter(|id| is_empty(*id)));
+        self.aside_ready.retain(|id| !is_empty(*id));
         self.ready.retain(|id| !is_empty(*id));
         self.waiting.retain(|(_, id)| !is_empty(*id));
         self.held.retain(|id| !is_empty(*id));
@@ -293,6 +424,7 @@ impl Lanes {
     fn retire(&mut self, id: LaneId) {
         let lane = &mut self.lanes[id as usize];
         lane.state = State::Free;
+        lane.aside = false;
         match lane.key.take() {
             Some(key) => {
                 self.by_key.remove(key.bytes());
@@ -320,6 +452,11 @@ impl Lanes {
     /// How many lanes are ready to run.
     pub fn ready(&self) -> usize {
         self.ready.len()
+    }
+
+    /// Whether a record is ready to be set aside.
+    pub fn has_aside(&self) -> bool {
+        !self.aside_ready.is_empty()
     }
 
     /// How many lanes wait to try again.

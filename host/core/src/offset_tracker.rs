@@ -21,6 +21,21 @@ pub struct OffsetTracker {
     pending: usize,
 }
 
+/// How an offset stands in one assignment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Below the committable offset: settled, now or in an earlier assignment, or nothing was there.
+    Below,
+    /// Delivered and settled, above one that is not.
+    Settled,
+    /// Delivered and not settled.
+    Pending,
+    /// Between delivered offsets: there is no record.
+    Absent,
+    /// Not delivered yet.
+    Ahead,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Delivered {
     offset: Offset,
@@ -72,6 +87,21 @@ impl OffsetTracker {
         self.delivered.front().map_or(self.position, |entry| entry.offset)
     }
 
+    /// How an offset stands.
+    pub fn standing(&self, offset: Offset) -> Standing {
+        if offset < self.committable() {
+            return Standing::Below;
+        }
+        if offset >= self.position {
+            return Standing::Ahead;
+        }
+        match self.index_of(offset) {
+            Some(index) if self.delivered[index].settled => Standing::Settled,
+            Some(_) => Standing::Pending,
+            None => Standing::Absent,
+        }
+    }
+
     /// One past the highest delivered offset.
     pub fn position(&self) -> Offset {
         self.position
@@ -106,6 +136,8 @@ mod tests {
         assert_eq!(tracker.committable(), 9);
         tracker.settled(20);
         assert_eq!((tracker.committable(), tracker.span()), (9, 2));
+        let stand = [5, 9, 10, 20, 21].map(|offset| tracker.standing(offset));
+        assert_eq!(stand, [Standing::Below, Standing::Pending, Standing::Absent, Standing::Settled, Standing::Ahead]);
         tracker.settled(9);
         assert_eq!((tracker.committable(), tracker.position()), (21, 21));
     }

@@ -7,6 +7,8 @@
 //! record at or above the confirmed offset is called; none is called again once it was processed; and no more than
 //! `ahead_max` records are below the offset that was asked for and not done, which is what a crash loses at most.
 //!
+//! PARK-1: while a key is set aside none of its records is called; each is parked, in order, behind those before it.
+//!
 //! STOP-1: a partition that stopped at a record runs neither it nor anything behind it until it is resumed.
 //! DRAIN-1: what is settled when a revoked partition is drained is committed, unless a failure lies before it.
 
@@ -14,8 +16,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::lanes::{Entry, LaneId, Lanes, Order};
-use crate::offset_tracker::OffsetTracker;
+use crate::lanes::{Entry, LaneId, Lanes, Order, WaitsFor};
+use crate::offset_tracker::{OffsetTracker, Standing};
 use crate::record::{Chunk, Offset, Record};
 
 /// The bounds of one partition.
@@ -59,6 +61,8 @@ pub enum Event {
     Paused(bool),
     /// Time passed.
     Timer,
+    /// So many more records may be parked, those included that are being parked.
+    RoomToPark(usize),
     /// Something changed that may mend the record at which the partition stopped: it goes on, with all attempts anew.
     Resumed,
     /// The broker takes the partition, or the handler stops: take nothing new on, and finish what lies below records that
@@ -71,6 +75,8 @@ pub enum Event {
 pub enum Action {
     /// Call the guest with these records and answer with [`Event::Returned`].
     Invoke(Call),
+    /// Park these records instead of calling the guest with them, and answer with [`Event::Returned`]. One at a time.
+    Park(Call),
     /// This offset may be committed now; it replaces any earlier one. At most once: as soon as may be, and answer with
     /// [`Event::Committed`].
     Commit(Offset),
@@ -123,6 +129,8 @@ pub enum Verdict {
     Untouched,
     /// It is not given up, and not tried again: the partition stops at it until [`Event::Resumed`].
     Stop,
+    /// It is not given up, and not tried again: its key is set aside, and it is the first of it to be parked.
+    Park,
 }
 
 impl Verdict {
@@ -130,9 +138,36 @@ impl Verdict {
     fn once(self) -> Self {
         match self {
             Self::Untouched | Self::Retry { charge: false, .. } => self,
-            Self::Settled | Self::Halve | Self::Stop | Self::Retry { charge: true, .. } => Self::Settled,
+            Self::Settled | Self::Halve | Self::Stop | Self::Park | Self::Retry { charge: true, .. } => Self::Settled,
         }
     }
+}
+
+/// Where a record stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It was not received yet.
+    Ahead,
+    /// It waits for the records before it, for a call, or for its commit where that comes first.
+    Waiting,
+    /// It is in a call that has not returned.
+    Running {
+        /// Calls that failed on it alone, before this one.
+        tries: u32,
+    },
+    /// It failed and waits to be tried again.
+    Retrying {
+        /// When that is due.
+        until: Duration,
+        /// Calls that failed on it alone.
+        tries: u32,
+    },
+    /// The partition stands still, at it or before it.
+    Stopped,
+    /// It is settled.
+    Settled,
+    /// There is no record at this offset.
+    Absent,
 }
 
 /// One assigned partition.
@@ -144,6 +179,10 @@ pub struct Partition {
     tracker: Option<OffsetTracker>,
     calls: BTreeMap<CallId, Vec<Entry>>,
     next_call: CallId,
+    /// The one of `calls` that parks its records.
+    parking: Option<CallId>,
+    /// How many more records may be parked.
+    room_to_park: usize,
     /// Bytes received and not settled.
     bytes: usize,
     /// The offset of the last [`Action::Commit`].
@@ -186,6 +225,8 @@ impl Partition {
             tracker: None,
             calls: BTreeMap::new(),
             next_call: 0,
+            parking: None,
+            room_to_park: usize::MAX,
             bytes: 0,
             announced: None,
             settled_to: 0,
@@ -204,10 +245,31 @@ impl Partition {
             Event::Committed(offset) => self.committed(offset, actions),
             Event::Paused(paused) => self.pause(paused, actions),
             Event::Timer => self.lanes.wake(now),
+            Event::RoomToPark(records) => {
+                let parking = self.parking.and_then(|call| self.calls.get(&call)).map_or(0, Vec::len);
+                self.room_to_park = records.saturating_sub(parking);
+            }
             Event::Resumed if self.revoked => {}
             Event::Resumed => self.lanes.release(),
             Event::Revoked => self.revoked(actions),
         }
+        self.park(now, actions);
+    }
+
+    /// Sets a key aside, because records of it are parked.
+    pub fn set_aside(&mut self, key: Option<&[u8]>) {
+        self.lanes.set_aside(key);
+    }
+
+    /// Lets a key's records be called again, because none of it is parked any more. False while one is being parked: then
+    /// it is not so.
+    pub fn release(&mut self, key: Option<&[u8]>) -> bool {
+        self.lanes.release_key(key)
+    }
+
+    /// Whether records wait to be parked and there is no room for them.
+    pub fn is_short_of_room_to_park(&self) -> bool {
+        self.lanes.has_aside() && self.room_to_park == 0
     }
 
     /// How many records may be received now. At 0 the reader is left alone: that is the back-pressure.
@@ -227,7 +289,11 @@ impl Partition {
 
     /// Whether an [`Event::Slot`] would start a call.
     pub fn wants_slot(&self) -> bool {
-        self.calls.len() < self.bounds.calls_max && self.may_call()
+        self.calls.len() - usize::from(self.parking.is_some()) < self.bounds.calls_max && self.may_call()
+    }
+
+    fn may_park(&self) -> bool {
+        self.lanes.has_aside() && self.room_to_park > 0
     }
 
     /// Whether a record may run now. What is committed has to run, paused or not: it would be lost.
@@ -274,6 +340,25 @@ impl Partition {
     /// The offset to commit; `None` before the first delivery.
     pub fn committable(&self) -> Option<Offset> {
         self.tracker.as_ref().map(OffsetTracker::committable)
+    }
+
+    /// Where the record at an offset stands. It looks through all that is held, for the rare question.
+    pub fn stage_of(&self, offset: Offset) -> Stage {
+        let standing = self.tracker.as_ref().map_or(Standing::Ahead, |tracker| tracker.standing(offset));
+        match standing {
+            Standing::Ahead => Stage::Ahead,
+            Standing::Below | Standing::Settled => Stage::Settled,
+            Standing::Absent => Stage::Absent,
+            Standing::Pending => {
+                let running = self.calls.values().flatten().find(|entry| entry.record.offset() == offset);
+                match (running, self.lanes.waits_for(offset)) {
+                    (Some(entry), _) => Stage::Running { tries: entry.tries },
+                    (None, Some(WaitsFor::Time { until, tries })) => Stage::Retrying { until, tries },
+                    (None, Some(WaitsFor::Release)) => Stage::Stopped,
+                    (None, Some(WaitsFor::Turn) | None) => Stage::Waiting,
+                }
+            }
+        }
     }
 
     fn received(&mut self, chunk: &Arc<Chunk>, actions: &mut Vec<Action>) {
@@ -332,9 +417,27 @@ impl Partition {
         if !self.wants_slot() {
             return;
         }
-        let shares = spare.clamp(1, self.bounds.calls_max - self.calls.len());
+        let running = self.calls.len() - usize::from(self.parking.is_some());
+        let shares = spare.clamp(1, self.bounds.calls_max - running);
         let lanes_max = self.lanes.ready().div_ceil(shares);
         let entries = self.lanes.take(lanes_max, self.bounds.call_records_max, self.bounds.call_bytes_max);
+        actions.push(Action::Invoke(self.start(now, entries)));
+    }
+
+    /// Parks what is set aside, one call after another, so that each key's records stand in order.
+    fn park(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        if self.parking.is_some() || !self.may_park() {
+            return;
+        }
+        let records_max = self.bounds.call_records_max.min(self.room_to_park);
+        let entries = self.lanes.take_aside(records_max, self.bounds.call_bytes_max);
+        self.room_to_park -= entries.len();
+        let call = self.start(now, entries);
+        self.parking = Some(call.id);
+        actions.push(Action::Park(call));
+    }
+
+    fn start(&mut self, now: Duration, entries: Vec<Entry>) -> Call {
         let records = entries
             .iter()
             .map(|entry| CallRecord {
@@ -348,11 +451,12 @@ impl Partition {
         let id = self.next_call;
         self.next_call += 1;
         self.calls.insert(id, entries);
-        actions.push(Action::Invoke(Call { id, records }));
+        Call { id, records }
     }
 
     fn returned(&mut self, now: Duration, call: CallId, verdicts: &[Verdict], actions: &mut Vec<Action>) {
         let Some(entries) = self.calls.remove(&call) else { return };
+        self.parking = self.parking.filter(|parking| *parking != call);
         assert_eq!(entries.len(), verdicts.len(), "a call returns one verdict for each of its records");
         let call_records = entries.len() as u32;
         // The records of a lane side by side, each lane's in offset order: the sort is stable.
@@ -379,6 +483,7 @@ impl Partition {
         let id = lane[0].0.lane;
         let mut wait_until = None;
         let mut stop_at = None;
+        let mut aside = None;
         for (entry, verdict) in lane.iter_mut() {
             match *verdict {
                 Verdict::Settled | Verdict::Untouched => {}
@@ -393,11 +498,15 @@ impl Partition {
                     (entry.tries, entry.charged, entry.failing_since) = (0, 0, None);
                     stop_at.get_or_insert(entry.record.offset());
                 }
+                Verdict::Park => aside = Some(entry.record.clone()),
                 Verdict::Halve => entry.call_records_max = (call_records / 2).max(1),
             }
         }
         if let Some(offset) = stop_at {
             self.lanes.hold_from(offset);
+        }
+        if let Some(record) = aside {
+            self.lanes.set_aside(record.key());
         }
         let left = lane.iter().filter(|(_, verdict)| *verdict != Verdict::Settled).map(|(entry, _)| entry.clone());
         self.lanes.returned(id, left, wait_until);
@@ -441,7 +550,7 @@ impl Partition {
 
     fn drained(&self, actions: &mut Vec<Action>) {
         let waits = self.ahead.as_ref().is_some_and(|ahead| !ahead.held.is_empty() || self.lanes.waiting() > 0);
-        if self.calls.is_empty() && !self.may_call() && !waits {
+        if self.calls.is_empty() && !self.may_call() && !self.may_park() && !waits {
             actions.push(Action::Drained);
         }
     }

@@ -66,6 +66,8 @@ pub enum Exhausted {
     /// It goes to the dead-letter topic, and its lane goes on.
     #[default]
     DeadLetter,
+    /// It is parked, and later records of its key behind it; the other keys go on.
+    Park,
     /// Its partition stops at it until somebody changes something.
     Stop,
     /// It is given up: said and counted, and its lane goes on.

@@ -35,6 +35,31 @@ impl Host for Fake {
         }
     }
 
+    fn whereabouts(&self, from: TopicPartition, offset: Offset) -> BoxFuture<'_, Vec<WhereView>> {
+        let view = WhereView {
+            handler: format!("{from}"),
+            group: "g".to_owned(),
+            state: WhereState::Retrying,
+            tries: 2,
+            again_in_ms: Some(30),
+            committed: Some(offset),
+            paused: false,
+            parked_at: None,
+            stopped: None,
+            detail: None,
+        };
+        Box::pin(std::future::ready(vec![view]))
+    }
+
+    fn parked<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Option<Vec<ParkedView>>> {
+        Box::pin(std::future::ready((handler == "orders").then(Vec::new)))
+    }
+
+    fn unpark<'a>(&'a self, handler: &'a str, request: UnparkRequest) -> BoxFuture<'a, Option<Unparked>> {
+        let keys = usize::from(request.key.as_deref() == Some("k"));
+        Box::pin(std::future::ready((handler == "orders").then(|| Unparked { keys, ..Unparked::default() })))
+    }
+
     fn move_offsets<'a>(
         &'a self,
         handler: &'a str,
@@ -76,6 +101,7 @@ fn orders() -> HandlerView {
             committed: Some(7),
             lag_records: Some(3),
             stopped: None,
+            parked_records: 0,
         }],
         lag_records: Some(3),
         in_flight_records: 1,
@@ -273,4 +299,23 @@ fn without_a_host_the_command_says_how_to_start_one() {
     let error = Client::new(&format!("http://{address}"), None).list().unwrap_err();
     assert!(matches!(error, guests::ClientError::NoHost { .. }), "{error:?}");
     assert!(error.to_string().contains("start it with `tidemill run`"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_and_parked_keys_are_asked_for_and_what_can_not_be_meant_is_refused() {
+    let admin = Running::start(Config::default(), Vec::new()).await;
+    let client = admin.client(None);
+    let asked = spawn_blocking(move || {
+        let k = UnparkRequest { key: Some("k".to_owned()), ..UnparkRequest::default() };
+        (client.whereabouts("orders", 3, 42), client.unpark("orders", &k), client.parked("nobody"))
+    });
+    let (places, unparked, nobody) = asked.await.unwrap();
+    let place = &places.unwrap()[0];
+    assert_eq!((place.handler.as_str(), place.committed, place.state), ("orders/3", Some(42), WhereState::Retrying));
+    assert_eq!(unparked.unwrap().keys, 1);
+    assert!(nobody.unwrap_err().to_string().contains("no handler `nobody` runs here"));
+    for path in ["/where/orders/x/42", "/where/orders/-1/42", "/where/orders/1/-4"] {
+        assert_eq!(admin.get(path, None).await.0, 400, "{path}");
+    }
+    admin.stop().await;
 }

@@ -105,6 +105,65 @@ pub struct PartitionView {
     /// The record at which it stands still, if it does.
     #[serde(default)]
     pub stopped: Option<StoppedView>,
+    /// Records that are parked, as the handler's policy says.
+    #[serde(default)]
+    pub parked_records: u64,
+}
+
+/// A parked key in the answer of `GET /handlers/NAME/parked`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParkedView {
+    /// The source's topic.
+    pub topic: String,
+    /// Its partition.
+    pub partition: i32,
+    /// The key: a text, `{"base64": "..."}`, or null.
+    pub key: serde_json::Value,
+    /// How many records of it are parked.
+    pub records: usize,
+    /// The offset in the source of the first of them.
+    pub first_offset: Option<i64>,
+    /// Whether they are tried again just now.
+    pub tried: bool,
+    /// When it was parked, or failed again last, as RFC 3339.
+    pub since: Option<String>,
+    /// The class of that failure.
+    pub class: Option<String>,
+    /// For machines.
+    pub code: Option<String>,
+    /// For people.
+    pub detail: Option<String>,
+    /// The digest of the revision on which it failed.
+    pub revision: Option<String>,
+}
+
+/// What `POST /handlers/NAME/unpark` is asked: all that is given has to fit.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UnparkRequest {
+    /// Only keys of this topic.
+    pub topic: Option<String>,
+    /// Only keys of this partition.
+    pub partition: Option<i32>,
+    /// Only this key.
+    pub key: Option<String>,
+    /// Only the null key.
+    pub null_key: bool,
+    /// Counts, and changes nothing.
+    pub dry_run: bool,
+}
+
+/// The answer of `POST /handlers/NAME/unpark`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Unparked {
+    /// Keys that are tried again from now on, or would be.
+    pub keys: usize,
+    /// Their records.
+    pub records: usize,
+    /// Partitions of this host that were asked.
+    pub partitions: usize,
+    /// Those that did not answer, and why.
+    pub silent: Vec<String>,
 }
 
 /// The record at which a partition stands still, as the handler's policy says.
@@ -120,6 +179,56 @@ pub struct StoppedView {
     pub detail: String,
     /// The digest of the revision on which it failed.
     pub revision: String,
+}
+
+/// One handler in the answer of `GET /where/TOPIC/PARTITION/OFFSET`: where that record stands with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhereView {
+    /// The handler.
+    pub handler: String,
+    /// Its consumer group.
+    pub group: String,
+    /// Where the record stands.
+    pub state: WhereState,
+    /// Calls that failed on it alone, while it runs or is to be tried again.
+    pub tries: u32,
+    /// When it is tried again, in milliseconds from now on.
+    pub again_in_ms: Option<u64>,
+    /// The committed offset of its partition, as far as this host knows.
+    pub committed: Option<i64>,
+    /// Whether an operator has paused the handler.
+    pub paused: bool,
+    /// Where it lies in the parked topic, if it is parked.
+    #[serde(default)]
+    pub parked_at: Option<i64>,
+    /// The record at which the partition stands still, if it does.
+    pub stopped: Option<StoppedView>,
+    /// Why nothing is known.
+    pub detail: Option<String>,
+}
+
+/// Where a record stands with one handler of one host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhereState {
+    /// The partition is not assigned to this host.
+    NotHere,
+    /// It was not received yet.
+    Unread,
+    /// It waits for the records before it, or for a call.
+    Waiting,
+    /// It is in a call.
+    Running,
+    /// It failed and waits to be tried again.
+    Retrying,
+    /// The partition stands still, at it or before it.
+    Stopped,
+    /// It is settled: handled, skipped, dead-lettered or dropped.
+    Done,
+    /// There is no record at this offset.
+    Absent,
+    /// The host could not say.
+    Unknown,
 }
 
 /// The answer of `POST /handlers/NAME/pause` and of `POST /handlers/NAME/resume`.

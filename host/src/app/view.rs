@@ -7,16 +7,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
+use tidemill_core::partition::Stage;
+use tidemill_core::record::{Offset, TopicPartition};
 
 use crate::admin::{
-    self, Elsewhere, HandlerState, HandlerView, Missing, MoveBody, MoveRefused, MoveView, MovedView, PartitionView,
-    PauseError, Readiness, RollBackError, RolledBack, StoppedView,
+    self, Elsewhere, HandlerState, HandlerView, Missing, MoveBody, MoveRefused, MoveView, MovedView, ParkedView,
+    PartitionView, PauseError, Readiness, RollBackError, RolledBack, StoppedView, UnparkRequest, Unparked, WhereState,
+    WhereView,
 };
 use crate::broker::{Producer, Selection};
-use crate::consumer::Moved;
+use crate::cli::text::value_of;
+use crate::consumer::{Choice, Moved, ParkedKey};
 use crate::fleet::{self, Pauses, Reset, ResetError, Roster, Running, State, Where};
 use crate::metrics::Metrics;
+use crate::settle::Stop;
+use crate::settle::parked::Why;
 
 /// How often the host looks whether it has become ready.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -84,13 +90,8 @@ impl View {
                 partition: view.from.partition,
                 committed: view.committable,
                 lag_records: view.lag.map(i64::unsigned_abs),
-                stopped: view.stopped.map(|stop| StoppedView {
-                    offset: stop.offset,
-                    class: stop.class.name().to_owned(),
-                    code: stop.reason.code,
-                    detail: stop.reason.detail,
-                    revision: stop.revision.to_string(),
-                }),
+                stopped: view.stopped.map(stopped),
+                parked_records: view.parked,
             })
             .collect();
         let state = match (running.stop.is_cancelled(), running.membership.is_paused()) {
@@ -113,6 +114,71 @@ impl View {
             partitions,
             in_flight_records: self.metrics.handler(name).in_flight.get().unsigned_abs(),
         }
+    }
+}
+
+fn stopped(stop: Stop) -> StoppedView {
+    StoppedView {
+        offset: stop.offset,
+        class: stop.class.name().to_owned(),
+        code: stop.reason.code,
+        detail: stop.reason.detail,
+        revision: stop.revision.to_string(),
+    }
+}
+
+/// Where a record stands with one handler.
+async fn whereabouts(name: String, running: &Running, from: &TopicPartition, offset: Offset) -> WhereView {
+    let membership = &running.membership;
+    let mut view = WhereView {
+        handler: name,
+        group: running.spec.consumer.subscription.group.clone(),
+        state: WhereState::NotHere,
+        tries: 0,
+        again_in_ms: None,
+        committed: None,
+        paused: membership.is_paused(),
+        parked_at: None,
+        stopped: None,
+        detail: None,
+    };
+    let standing = match membership.standing(from, offset).await {
+        Ok(Some(standing)) => standing,
+        Ok(None) => return view,
+        Err(error) => return WhereView { state: WhereState::Unknown, detail: Some(error.to_string()), ..view },
+    };
+    (view.state, view.tries) = match standing.stage {
+        Stage::Ahead => (WhereState::Unread, 0),
+        Stage::Waiting => (WhereState::Waiting, 0),
+        Stage::Running { tries } => (WhereState::Running, tries),
+        Stage::Retrying { tries, .. } => (WhereState::Retrying, tries),
+        Stage::Stopped => (WhereState::Stopped, 0),
+        Stage::Settled => (WhereState::Done, 0),
+        Stage::Absent => (WhereState::Absent, 0),
+    };
+    view.again_in_ms = standing.again_in.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+    view.committed = standing.committed;
+    view.parked_at = standing.parked_at;
+    let of_it = membership.partitions().into_iter().find(|of| of.from == *from);
+    view.stopped = of_it.and_then(|of| of.stopped).map(stopped);
+    view
+}
+
+fn parked_view(from: &TopicPartition, parked: ParkedKey) -> ParkedView {
+    let ParkedKey { key, records, first_offset, is_tried, why } = parked;
+    let said = |said: fn(&Why) -> String| why.as_ref().map(said);
+    ParkedView {
+        topic: from.topic.to_string(),
+        partition: from.partition,
+        key: value_of(key.as_deref()),
+        records,
+        first_offset,
+        tried: is_tried,
+        since: said(|why| why.since.clone()),
+        class: said(|why| why.class.clone()),
+        code: said(|why| why.code.clone()),
+        detail: said(|why| why.detail.clone()),
+        revision: said(|why| why.revision.to_string()),
     }
 }
 
@@ -158,6 +224,59 @@ impl admin::Host for View {
         }
         self.metrics.handler(handler).paused.set(i64::from(paused));
         Ok(())
+    }
+
+    fn whereabouts(&self, from: TopicPartition, offset: Offset) -> BoxFuture<'_, Vec<WhereView>> {
+        async move {
+            let reads =
+                |running: &Running| running.spec.consumer.subscription.topics.iter().any(|it| **it == *from.topic);
+            let states = self.roster.states().into_iter();
+            let reading = states.filter_map(|(name, state)| Some((name, state.running.filter(|it| reads(it))?)));
+            let asked = reading.map(|(name, running)| {
+                let from = from.clone();
+                async move { whereabouts(name, &running, &from, offset).await }
+            });
+            join_all(asked).await
+        }
+        .boxed()
+    }
+
+    fn parked<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Option<Vec<ParkedView>>> {
+        async move {
+            let running = self.roster.get(handler)?;
+            let answers = running.membership.parked(|_| true).await;
+            let each = answers.into_iter().flat_map(|(from, keys)| {
+                let keys = keys.unwrap_or_default().into_iter();
+                keys.map(move |key| parked_view(&from, key))
+            });
+            Some(each.collect())
+        }
+        .boxed()
+    }
+
+    fn unpark<'a>(&'a self, handler: &'a str, request: UnparkRequest) -> BoxFuture<'a, Option<Unparked>> {
+        async move {
+            let UnparkRequest { topic, partition, key, null_key, dry_run } = request;
+            let key = if null_key { Some(None) } else { key.map(|key| Some(key.into_bytes())) };
+            let meant = |from: &TopicPartition| {
+                topic.as_ref().is_none_or(|topic| **topic == *from.topic)
+                    && partition.is_none_or(|partition| partition == from.partition)
+            };
+            let running = self.roster.get(handler)?;
+            let answers = running.membership.unpark(meant, &Choice { key, only_count: dry_run }).await;
+            let mut unparked = Unparked { partitions: answers.len(), ..Unparked::default() };
+            for (from, answer) in answers {
+                match answer {
+                    Ok(count) => {
+                        unparked.keys += count.keys;
+                        unparked.records += count.records;
+                    }
+                    Err(error) => unparked.silent.push(format!("{from}: {error}")),
+                }
+            }
+            Some(unparked)
+        }
+        .boxed()
     }
 
     fn move_offsets<'a>(

@@ -246,12 +246,7 @@ impl Transactions for NoTransactions {
         match *self {}
     }
 
-    async fn sweep(
-        &mut self,
-        _: &[Outgoing],
-        _: &[(TopicPartition, Offset)],
-        (): &(),
-    ) -> Result<(), TransactionError> {
+    async fn sweep(&mut self, _: &[Outgoing], _: &[(TopicPartition, Offset)], (): &()) -> Result<(), TransactionError> {
         match *self {}
     }
 

@@ -3,7 +3,7 @@
 //! What was sent again is remembered in the dead-letter topic itself ([`receipt`]), letter by letter: letters are chosen by
 //! filters, which leaves holes that no committed offset could tell.
 
-mod letters;
+pub(super) mod letters;
 mod list;
 mod receipt;
 mod redrive;

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use crate::admin::{ErrorView, HandlerView, MoveBody, MoveView, PartitionView, PauseView, RolledBack, StoppedView};
+use crate::admin::{
+    ErrorView, HandlerView, MoveBody, MoveView, ParkedView, PartitionView, PauseView, RolledBack, StoppedView,
+    UnparkRequest, Unparked, WhereView,
+};
 
 /// How long the host may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -162,10 +165,29 @@ impl Client {
         self.answer(self.with_token(request).call())
     }
 
+    /// Where a record stands with each handler of the host that reads its topic.
+    pub fn whereabouts(&self, topic: &str, partition: i32, offset: i64) -> Result<Vec<WhereView>, ClientError> {
+        let request = self.http.get(format!("{}/where/{}/{partition}/{offset}", self.url, escaped(topic)));
+        self.answer(self.with_token(request).call())
+    }
+
     /// Goes back to the revision before.
     pub fn roll_back(&self, handler: &str) -> Result<RolledBack, ClientError> {
         let request = self.http.post(format!("{}/handlers/{}/rollback", self.url, escaped(handler)));
         self.answer(self.with_token(request).send_empty())
+    }
+
+    /// A handler's parked keys.
+    pub fn parked(&self, handler: &str) -> Result<Vec<ParkedView>, ClientError> {
+        let request = self.http.get(format!("{}/handlers/{}/parked", self.url, escaped(handler)));
+        self.answer(self.with_token(request).call())
+    }
+
+    /// Tries parked keys again.
+    pub fn unpark(&self, handler: &str, request: &UnparkRequest) -> Result<Unparked, ClientError> {
+        let body = serde_json::to_string(request).expect("a request has text keys");
+        let request = self.http.post(format!("{}/handlers/{}/unpark", self.url, escaped(handler)));
+        self.answer(self.with_token(request).header("Content-Type", "application/json").send(&body))
     }
 
     /// Pauses a handler, or lets it go on.
@@ -267,7 +289,13 @@ fn notes(handler: &HandlerView) -> Vec<String> {
     if let Some(reason) = &handler.reason {
         notes.extend(reason.lines().map(str::to_owned));
     }
-    for PartitionView { topic, partition, stopped, .. } in &handler.partitions {
+    for PartitionView { topic, partition, stopped, parked_records, .. } in &handler.partitions {
+        if *parked_records > 0 {
+            notes.push(format!(
+                "{topic}/{partition} has {parked_records} parked records; `tidemill park list {}` shows their keys",
+                handler.name
+            ));
+        }
         if let Some(StoppedView { offset, class, code, detail, revision }) = stopped {
             notes.push(format!(
                 "{topic}/{partition} stands still at offset {offset} ({class} on {}): {code}: {detail}",
@@ -337,12 +365,14 @@ mod tests {
             committed: Some(42),
             lag_records: Some(9),
             stopped: Some(stopped),
+            parked_records: 5,
         };
         let orders = HandlerView { partitions: vec![partition], ..orders };
         let audit = HandlerView { reason: Some("one\ntwo".to_owned()), ..handler("audit", HandlerState::Failed) };
         expect![[r#"
             HANDLER  STATE    REVISION      LIVE SINCE            GROUP   TOPICS  PARTITIONS  LAG  IN FLIGHT
             orders   running  0123456789ab  2026-01-01T00:00:00Z  orders  orders  1           12   3
+              orders/3 has 5 parked records; `tidemill park list orders` shows their keys
               orders/3 stands still at offset 42 (rejected on 0123456789ab): bad-amount: the amount is -1
               cccccccccccc was rolled back from and is set aside
               can go back to aaaaaaaaaaaa, bbbbbbbbbbbb

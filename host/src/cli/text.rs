@@ -12,7 +12,7 @@ pub(super) fn time_of(record: &Record) -> Option<String> {
 }
 
 /// Bytes for programs: text, or an object with base64 where they are no UTF-8.
-pub(super) fn value_of(bytes: Option<&[u8]>) -> Value {
+pub(crate) fn value_of(bytes: Option<&[u8]>) -> Value {
     match bytes.map(|bytes| (std::str::from_utf8(bytes), bytes)) {
         None => Value::Null,
         Some((Ok(text), _)) => text.into(),

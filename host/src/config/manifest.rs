@@ -19,6 +19,7 @@ use super::units::{self, Size, Span};
 use crate::broker::{StartAt, Subscription};
 use crate::consumer;
 use crate::settle::letter::HeaderStyle;
+use crate::settle::parked::topic_for;
 
 /// The manifest's file name.
 pub const FILE: &str = "handler.toml";
@@ -42,6 +43,8 @@ pub struct HandlerSpec {
     pub database: Option<String>,
     /// What becomes of failed records.
     pub retry: RetryPolicy,
+    /// Records of a partition that may be parked.
+    pub parked_max: usize,
     /// Where dead letters go, and how they are written.
     pub dead_letters: DeadLetters,
     /// What the guest may do.
@@ -156,6 +159,7 @@ struct Retry {
     exhausted: ExhaustedKey,
     #[serde(default)]
     unavailable: UnavailableKey,
+    parked_max: Option<usize>,
 }
 
 #[derive(Deserialize, Default, Clone, Copy, PartialEq)]
@@ -200,9 +204,8 @@ struct GrantKeys {
 const TOPIC_NAME: &str = "take up to 249 letters, digits, `.`, `_` and `-`";
 /// Two calls of the usual size: while one runs, the commit of the next is confirmed.
 const AHEAD_DEFAULT: usize = 200;
-/// Parking holds one key and lets the others go on, over restarts.
-const PARK: &str = "is \"park\", which this version can't do; write \"stop\", which holds the record's whole partition, or \
-                    \"dead-letter\", after which `tidemill dlq redrive` sends it again behind later records of its key";
+/// A few megabytes of memory in each partition.
+const PARKED_DEFAULT: usize = 100_000;
 const CONCURRENCY_DEFAULT: usize = 8;
 const CONCURRENCY_MAX: usize = 1000;
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
@@ -223,7 +226,7 @@ impl HandlerSpec {
         let manifest: Manifest = toml::from_str(text).map_err(|error| vec![Problem::syntax(&path, text, &error)])?;
         let mut check = Check { path: &path, problems: Vec::new() };
         check.name(name);
-        check.manifest(&manifest);
+        check.manifest(name, &manifest);
         let retry = check.retry(&manifest.retry);
         let module = check.module(folder, manifest.module.as_deref());
         match (retry, module) {
@@ -269,6 +272,7 @@ fn spec(name: &str, folder: &Path, module: PathBuf, retry: RetryPolicy, manifest
         isolation: manifest.isolation,
         memory_max: manifest.limits.memory.map_or(MEMORY_DEFAULT, |size| size.0),
         retry,
+        parked_max: manifest.retry.parked_max.unwrap_or(PARKED_DEFAULT),
         dead_letters: manifest.dead_letters,
         grants: Grants {
             kv: manifest.grants.kv,
@@ -317,7 +321,7 @@ impl Check<'_> {
         }
     }
 
-    fn manifest(&mut self, manifest: &Manifest) {
+    fn manifest(&mut self, name: &str, manifest: &Manifest) {
         if manifest.topics.is_empty() {
             self.wrong("topics", "is empty; name at least one topic, such as topics = [\"orders\"]");
         }
@@ -348,6 +352,7 @@ impl Check<'_> {
             ("buffer.records_max", manifest.buffer.records_max),
             ("buffer.span_max", manifest.buffer.span_max),
             ("buffer.ahead_max", manifest.buffer.ahead_max),
+            ("retry.parked_max", manifest.retry.parked_max),
             ("batch.bytes_max", manifest.batch.bytes_max.map(|size| size.0)),
             ("buffer.bytes_max", manifest.buffer.bytes_max.map(|size| size.0)),
         ];
@@ -375,8 +380,42 @@ impl Check<'_> {
                  write \"dead-letter\" or \"drop\"",
             );
         }
+        self.park(name, manifest);
         self.guarantee(manifest);
         self.limits(&manifest.limits);
+    }
+
+    /// Parking holds one key and lets the others go on. What has no keys to hold has other words for it.
+    fn park(&mut self, name: &str, manifest: &Manifest) {
+        if manifest.retry.exhausted != ExhaustedKey::Park {
+            if manifest.retry.parked_max.is_some() {
+                self.wrong("retry.parked_max", "is of use with exhausted = \"park\" only; leave one of the two out");
+            }
+            return;
+        }
+        let instead = match (manifest.delivery, guarantee::order(manifest)) {
+            (Delivery::AtMostOnce, _) => Some(
+                "at most once can't do: the record's offset is committed before its one attempt; write \"dead-letter\" or \"drop\"",
+            ),
+            (Delivery::ExactlyOnce, _) => Some(
+                "exactly once can't do: a parked record would be outside of its transaction; write \"stop\", which holds the \
+                 record's whole partition, or \"dead-letter\"",
+            ),
+            (Delivery::AtLeastOnce, OrderKey::Partition) => Some(
+                "with order = \"partition\" would hold everything behind the record; write \"stop\", which does that, or order = \"key\"",
+            ),
+            (Delivery::AtLeastOnce, OrderKey::Unordered) => Some(
+                "with order = \"unordered\" has nothing to hold; write \"dead-letter\", after which `tidemill dlq redrive` sends \
+                 the record again, or order = \"key\"",
+            ),
+            (Delivery::AtLeastOnce, OrderKey::Key) => None,
+        };
+        if let Some(instead) = instead {
+            self.wrong("retry.exhausted", format!("is \"park\", which {instead}"));
+        }
+        for topic in manifest.topics.iter().map(|topic| topic_for(topic, name)).filter(|topic| !is_topic_name(topic)) {
+            self.wrong("retry.exhausted", format!("is \"park\", and `{topic}` is no topic's name; {TOPIC_NAME}: shorten the handler's or the topic's name"));
+        }
     }
 
     fn limits(&mut self, limits: &Limits) {
@@ -397,10 +436,7 @@ impl Check<'_> {
             Ok(policy) => {
                 let exhausted = match retry.exhausted {
                     ExhaustedKey::DeadLetter => Exhausted::DeadLetter,
-                    ExhaustedKey::Park => {
-                        self.wrong("retry.exhausted", PARK);
-                        return None;
-                    }
+                    ExhaustedKey::Park => Exhausted::Park,
                     ExhaustedKey::Stop => Exhausted::Stop,
                     ExhaustedKey::Drop => Exhausted::Drop,
                 };
@@ -493,11 +529,25 @@ mod tests {
     }
 
     #[test]
-    fn parking_is_refused_with_what_to_write_instead() {
+    fn parking_is_refused_where_there_are_no_keys_to_hold_with_what_to_write_instead() {
+        let folder = folder_with(&["h.wasm"]);
+        let spec =
+            HandlerSpec::parse("h", folder.path(), "topics = [\"a\"]\nretry.exhausted = \"park\"").expect("valid");
+        assert_eq!((spec.retry.end(), spec.parked_max), (Exhausted::Park, 100_000));
+        for (more, says) in [
+            ("order = \"partition\"", "write \"stop\", which does that, or order = \"key\""),
+            ("order = \"unordered\"", "write \"dead-letter\""),
+            ("delivery = \"at-most-once\"", "write \"dead-letter\" or \"drop\""),
+            ("delivery = \"exactly-once\"", "write \"stop\", which holds the record's whole partition"),
+        ] {
+            let manifest = format!("topics = [\"a\"]\n{more}\nretry.exhausted = \"park\"");
+            let problems = HandlerSpec::parse("h", folder.path(), &manifest).expect_err("it is refused");
+            assert!(problems.len() == 1 && problems[0].to_string().contains(says), "{more}: {problems:?}");
+        }
         check(
-            "topics = [\"a\"]\nretry.exhausted = \"park\"",
+            "topics = [\"a\"]\nretry.parked_max = 5",
             expect![[r#"
-                handler.toml: `retry.exhausted` is "park", which this version can't do; write "stop", which holds the record's whole partition, or "dead-letter", after which `tidemill dlq redrive` sends it again behind later records of its key
+                handler.toml: `retry.parked_max` is of use with exhausted = "park" only; leave one of the two out
             "#]],
         );
     }

@@ -2,27 +2,33 @@
 //!
 //! Four arms around one closed `enum Event`: ended calls first, then revocation, then timers, then new records.
 
+mod parked;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tidemill_core::partition::{Action, Call, CallId, Event, Partition, Verdict};
+use tidemill_core::lanes::LaneId;
+use tidemill_core::partition::{Action, Call, CallId, Event, Partition, Stage, Verdict};
 use tidemill_core::record::{Chunk, Offset};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::parked::Keys;
+use super::asked::{Question, Standing};
 use super::budget::Share;
 use super::commit::REFRESH_INTERVAL;
 use super::commit::outbox::Outbox;
-use super::{Config, Parts, Progress};
+use super::{Config, Parking, Parts, Progress};
 use crate::attempt::{self, Attempt, Committed, Guarantee, Ownership};
 use crate::broker::Reader;
 use crate::fault::Fault;
 use crate::metrics::{HandlerMetrics, PartitionMetrics};
+use crate::settle::parked::ToPark;
 use crate::settle::{Settlement, Stop};
 
 /// Waits before a partition whose reader failed is read again.
@@ -40,6 +46,10 @@ pub(super) struct Ties {
     pub(super) owner: Option<Arc<Ownership>>,
     /// What is to be committed in transactions; `None` when offsets are committed alone.
     pub(super) outbox: Option<Arc<Outbox>>,
+    /// What others want to know of it.
+    pub(super) asked: mpsc::Receiver<Question>,
+    /// Where keys are parked, if they are.
+    pub(super) parking: Option<Parking>,
     /// Why its records come, in the word that guests read.
     pub(super) delivery: &'static str,
 }
@@ -61,6 +71,9 @@ pub(super) fn spawn<R: Reader>(
         }
     };
     let task = Task {
+        parked: ties.parking.map(|parking| Keys::new(parking, &config, &progress.from)),
+        parked_turn: false,
+        began_at: reader.position(),
         reader,
         progress,
         share: parts.budget.share(config.bounds.call_bytes_max),
@@ -68,6 +81,7 @@ pub(super) fn spawn<R: Reader>(
         outbox: ties.outbox,
         machine,
         metrics,
+        asked: ties.asked,
         delivery: ties.delivery,
         parts,
         config,
@@ -95,10 +109,17 @@ struct Task<R> {
     /// Its part of what the host holds.
     share: Share,
     metrics: PartitionMetrics,
+    asked: mpsc::Receiver<Question>,
+    /// What is parked, under a policy that parks.
+    parked: Option<Keys>,
+    /// Whether the last slot was used for what is parked.
+    parked_turn: bool,
+    /// Where the group stood when the partition was assigned, as far as was known.
+    began_at: Option<Offset>,
     delivery: &'static str,
     /// The machine's clock counts from here.
     origin: Instant,
-    calls: JoinSet<(CallId, Settlement)>,
+    calls: JoinSet<Ended>,
     actions: Vec<Action>,
     /// The last offset and the time of each delivery that is not settled whole, for the lag in seconds.
     made: VecDeque<(Offset, Option<i64>)>,
@@ -109,30 +130,51 @@ struct Task<R> {
     drained: bool,
 }
 
+/// How a call ended.
+enum Ended {
+    /// One with records of the source.
+    Called(CallId, Settlement),
+    /// One that parked records of the source: which of each lane were parked before, and where the others lie now.
+    Parked { id: CallId, held: Vec<(LaneId, bool)>, records: Vec<ToPark>, places: Vec<Option<Offset>> },
+    /// One with parked records: the second machine's offset of each, and the parked topic's.
+    TriedAgain { id: CallId, settlement: Settlement, places: Vec<(Offset, Offset)> },
+}
+
 impl<R: Reader> Task<R> {
     async fn run(mut self) {
+        if !self.load_parked().await {
+            return;
+        }
         let revoked = self.revoked.clone();
         let mut revoking = false;
         let mut read_again = None;
         let mut refresh = tokio::time::interval(REFRESH_INTERVAL);
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.pause();
-        while !self.drained && !self.is_fenced() && !self.is_through() {
+        while !self.has_ended() && !self.is_through() {
             let crowded = self.outbox_is_full();
             // While nothing that was settled may be committed, only a call helps: the one of the record that is in the way.
             let waits = crowded && !self.outbox.as_ref().is_some_and(|outbox| outbox.is_done());
             if !waits {
-                self.start_calls();
+                self.start_calls(revoking);
             }
-            let timer = self.machine.next_timer().map(|at| self.origin + at);
+            if let Some(keys) = self.parked.as_mut().filter(|_| !revoking) {
+                keys.read_on(self.config.bounds.bytes_max);
+            }
+            let timers = self.machine.next_timer().into_iter().chain(self.parked.as_ref().and_then(Keys::next_timer));
+            let timer = timers.min().map(|at| self.origin + at);
+            let pages_again = self.parked.as_ref().and_then(Keys::read_again);
             let (records, bytes) = if crowded { (0, 0) } else { self.room() };
             let full = records > 0 && bytes == 0;
             let outbox = self.outbox.as_deref();
             let slots = &self.parts.slots;
+            let wants_slot = self.wants_slot(revoking);
             tokio::select! {
                 biased;
                 Some(ended) = self.calls.join_next(), if !self.calls.is_empty() => match ended {
-                    Ok((call, settlement)) => self.returned(call, settlement),
+                    Ok(Ended::Called(call, settlement)) => self.returned(call, settlement),
+                    Ok(Ended::Parked { id, held, records, places }) => self.on_parked(id, held, records, places),
+                    Ok(Ended::TriedAgain { id, settlement, places }) => self.tried_again(id, settlement, places),
                     Err(error) => tracing::error!(partition = %self.progress.from, %error, "a call's task was lost"),
                 },
                 () = revoked.cancelled(), if !revoking => {
@@ -143,10 +185,13 @@ impl<R: Reader> Task<R> {
                     self.on(Event::Committed(offset));
                 }
                 () = self.progress.pausing() => self.pause(),
-                () = until(timer), if timer.is_some() => self.on(Event::Timer),
+                Some(question) = self.asked.recv() => self.answer(question),
+                () = until(timer), if timer.is_some() => self.on_timer(),
+                () = until(pages_again), if pages_again.is_some() => {}
+                page = next_page(&mut self.parked) => self.on_page(page),
                 () = until(read_again), if read_again.is_some() => read_again = None,
-                slot = Arc::clone(slots).acquire_owned(), if self.machine.wants_slot() && !waits => match slot {
-                    Ok(slot) => self.start_call(slot),
+                slot = Arc::clone(slots).acquire_owned(), if wants_slot && !waits => match slot {
+                    Ok(slot) => self.use_slot(slot, revoking),
                     Err(_closed) => return,
                 },
                 () = self.share.freed(), if full => {}
@@ -161,6 +206,7 @@ impl<R: Reader> Task<R> {
                 () = emptied(outbox), if waits => {}
                 _ = refresh.tick() => {
                     self.look_at_stops();
+                    self.look_at_parked();
                     self.refresh();
                 }
             }
@@ -169,6 +215,11 @@ impl<R: Reader> Task<R> {
             self.finish().await;
         }
         self.refresh();
+    }
+
+    /// Whether nothing is left to do. Behind a drained source calls with parked records may still run.
+    fn has_ended(&self) -> bool {
+        self.is_fenced() || (self.drained && self.calls.is_empty())
     }
 
     /// Whether nothing more is to be read, and all that was is settled.
@@ -206,7 +257,7 @@ impl<R: Reader> Task<R> {
         let first = self.stops.first_key_value().map(|(_, stop)| stop);
         self.metrics.stopped.set(i64::from(first.is_some()));
         self.progress.set_stopped(first.cloned());
-        let Some(Stop { offset, class, reason, revision }) = first else { return };
+        let Some(Stop { offset, class, reason, revision, .. }) = first else { return };
         let live = self.parts.handler.revision();
         if live != *revision && !self.revoked.is_cancelled() {
             tracing::info!(
@@ -243,7 +294,46 @@ impl<R: Reader> Task<R> {
     }
 
     fn pause(&mut self) {
-        self.on(Event::Paused(self.progress.is_paused()));
+        let paused = self.progress.is_paused();
+        self.on(Event::Paused(paused));
+        self.on_second(Event::Paused(paused));
+    }
+
+    fn on_timer(&mut self) {
+        self.on(Event::Timer);
+        self.on_second(Event::Timer);
+    }
+
+    fn answer(&mut self, question: Question) {
+        // Whoever asked may have gone.
+        match question {
+            Question::Where(offset, reply) => drop(reply.send(self.standing(offset))),
+            Question::Parked(reply) => drop(reply.send(self.parked_keys())),
+            Question::Unpark(choice, reply) => drop(reply.send(self.unpark(&choice))),
+        }
+    }
+
+    fn standing(&self, offset: Offset) -> Standing {
+        let stage = self.machine.stage_of(offset);
+        // What was settled before it was received again is below where this assignment began.
+        let is_before = stage == Stage::Ahead && self.reader.position().is_some_and(|position| offset < position);
+        let committed = match (&self.outbox, self.config.guarantee) {
+            (Some(outbox), _) => outbox.committed(),
+            (None, Guarantee::SqlTransaction) => self.machine.committable(),
+            (None, _) => self.progress.confirmed(),
+        };
+        let again_in = match stage {
+            Stage::Retrying { until, .. } => Some(until.saturating_sub(self.origin.elapsed())),
+            Stage::Ahead | Stage::Waiting | Stage::Running { .. } | Stage::Stopped | Stage::Settled | Stage::Absent => {
+                None
+            }
+        };
+        Standing {
+            stage: if is_before { Stage::Settled } else { stage },
+            parked_at: self.parked.as_ref().and_then(|keys| keys.index().place_of(offset)),
+            again_in,
+            committed: committed.or(self.began_at),
+        }
     }
 
     /// Whether more outputs wait for their transactions, or more records, than a crash may repeat.
@@ -282,12 +372,27 @@ impl<R: Reader> Task<R> {
     }
 
     /// Starts calls while there are records and slots to spare.
-    fn start_calls(&mut self) {
-        while self.machine.wants_slot()
+    fn start_calls(&mut self, revoking: bool) {
+        while self.wants_slot(revoking)
             && let Ok(slot) = Arc::clone(&self.parts.slots).try_acquire_owned()
         {
-            self.start_call(slot);
+            self.use_slot(slot, revoking);
         }
+    }
+
+    fn wants_slot(&self, revoking: bool) -> bool {
+        self.machine.wants_slot() || self.may_try_again(revoking)
+    }
+
+    /// Whether a call with parked records may start. They lie safely: a partition that is given back leaves them to others.
+    fn may_try_again(&self, revoking: bool) -> bool {
+        !revoking && self.parked.as_ref().is_some_and(Keys::wants_slot)
+    }
+
+    /// The source and what is parked take turns where both have records to call.
+    fn use_slot(&mut self, slot: OwnedSemaphorePermit, revoking: bool) {
+        self.parked_turn = self.may_try_again(revoking) && (!self.parked_turn || !self.machine.wants_slot());
+        if self.parked_turn { self.try_again(slot) } else { self.start_call(slot) }
     }
 
     fn start_call(&mut self, slot: OwnedSemaphorePermit) {
@@ -300,6 +405,7 @@ impl<R: Reader> Task<R> {
                         self.invoke(call, slot);
                     }
                 }
+                Action::Park(call) => self.park(call),
                 Action::Commit(_) | Action::Drained => {}
             }
         }
@@ -311,15 +417,22 @@ impl<R: Reader> Task<R> {
         if answers_slot {
             return;
         }
-        self.share.set(self.machine.bytes());
+        self.hold();
         self.progress.set_at_stake(self.machine.at_stake());
         for action in std::mem::take(&mut self.actions) {
             match action {
                 Action::Commit(offset) => self.committable(offset),
                 Action::Drained => self.drained = true,
+                Action::Park(call) => self.park(call),
                 Action::Invoke(_) => debug_assert!(false, "only a slot starts a call"),
             }
         }
+    }
+
+    /// Notes what is held of the host's budget.
+    fn hold(&mut self) {
+        let parked = self.parked.as_ref().map_or(0, Keys::bytes);
+        self.share.set(self.machine.bytes() + parked);
     }
 
     /// What settled records leave to be produced is kept before the frontier can pass them.
@@ -329,6 +442,13 @@ impl<R: Reader> Task<R> {
             outbox.keep(produced);
         }
         let settled = verdicts.contains(&Verdict::Settled);
+        let stops = match &mut self.parked {
+            Some(keys) => {
+                keys.failed(stops);
+                Vec::new()
+            }
+            None => stops,
+        };
         self.on(Event::Returned { call, verdicts });
         if let (true, Some(position)) = (Fault::CommitPastGap.is_on() && settled, self.machine.position()) {
             self.committable(position);
@@ -351,9 +471,15 @@ impl<R: Reader> Task<R> {
     }
 
     fn invoke(&mut self, call: Call, slot: OwnedSemaphorePermit) {
+        let id = call.id;
+        let run = self.attempt(call, slot);
+        self.calls.spawn(async move { Ended::Called(id, run.await) });
+    }
+
+    /// One try of a call, to be run in a task of its own.
+    fn attempt(&self, call: Call, slot: OwnedSemaphorePermit) -> impl Future<Output = Settlement> + Send + use<R> {
         let parts = Arc::clone(&self.parts);
         parts.metrics.attempts.inc();
-        let id = call.id;
         let records = call.records.len();
         let in_flight = InFlight::new(&parts.metrics, records);
         let from = self.progress.from.clone();
@@ -362,7 +488,7 @@ impl<R: Reader> Task<R> {
         let mut attempt = Attempt::new(from.clone(), epoch, call.records, guarantee, call_deadline, revoked);
         attempt.owner = self.owner.clone();
         attempt.delivery = self.delivery;
-        self.calls.spawn(async move {
+        async move {
             let run = attempt::run(&*parts.handler, &parts.settler, attempt, slot);
             let settlement = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {
                 tracing::error!(partition = %from, records, "the host panicked in an attempt; its records are tried again, unless they are called at most once");
@@ -372,8 +498,8 @@ impl<R: Reader> Task<R> {
                 Settlement::of(vec![Verdict::Retry { after: PANIC_DELAY, charge: true }; records])
             });
             drop(in_flight);
-            (id, settlement)
-        });
+            settlement
+        }
     }
 
     /// Tells others how far the partition is.
@@ -429,6 +555,14 @@ impl Drop for InFlight {
 pub(super) async fn until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the next page of what is parked; for ever without one.
+async fn next_page(keys: &mut Option<Keys>) -> Result<Arc<Chunk>, String> {
+    match keys {
+        Some(keys) => keys.page().await,
         None => std::future::pending().await,
     }
 }

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures_util::future::join_all;
+use tidemill_core::parked::Count;
 use tidemill_core::record::{Offset, TopicPartition};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
+use super::asked::{self, Choice, NoAnswer, ParkedKey, Question, Standing};
 use super::moving::{MoveError, Moved, Moves};
 use crate::settle::Stop;
 
@@ -37,6 +40,7 @@ pub struct Progress {
     pending: AtomicU64,
     /// Milliseconds since the Unix epoch of about the oldest unsettled record; `UNKNOWN` when there is none.
     oldest_ms: AtomicI64,
+    parked: AtomicU64,
     /// The record at which the partition stands still.
     stopped: Mutex<Option<Stop>>,
     /// All of a range is done, and the task has ended by itself.
@@ -66,6 +70,7 @@ impl Progress {
             end: AtomicI64::new(UNKNOWN),
             pending: AtomicU64::new(0),
             oldest_ms: AtomicI64::new(UNKNOWN),
+            parked: AtomicU64::new(0),
             stopped: Mutex::default(),
             through: AtomicBool::new(false),
         }
@@ -73,6 +78,10 @@ impl Progress {
 
     pub(super) fn set_stopped(&self, stop: Option<Stop>) {
         *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = stop;
+    }
+
+    pub(super) fn set_parked(&self, records: usize) {
+        self.parked.store(records as u64, Ordering::Relaxed);
     }
 
     /// All up to here is done, and nothing more is to be.
@@ -95,6 +104,12 @@ impl Progress {
     pub(super) async fn confirmation(&self) -> Offset {
         self.confirmation.notified().await;
         self.confirmed.load(Ordering::Acquire)
+    }
+
+    /// What the broker has confirmed of this assignment.
+    pub(super) fn confirmed(&self) -> Option<Offset> {
+        let offset = self.confirmed.load(Ordering::Acquire);
+        (offset != UNKNOWN).then_some(offset)
     }
 
     pub(super) fn set_at_stake(&self, records: usize) {
@@ -152,11 +167,15 @@ impl Progress {
             pending: self.pending.load(Ordering::Relaxed),
             lag: end.zip(committable).map(|(end, committable)| (end - committable).max(0)),
             oldest_ms: known(self.oldest_ms.load(Ordering::Relaxed)),
+            parked: self.parked.load(Ordering::Relaxed),
             stopped: self.stopped.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             through: self.through.load(Ordering::Acquire),
         }
     }
 }
+
+/// What the task of a partition answers.
+pub type Answer<T> = (TopicPartition, Result<T, NoAnswer>);
 
 /// What an operator sees of one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,6 +192,8 @@ pub struct PartitionView {
     pub lag: Option<i64>,
     /// When about the oldest unsettled record was made, in milliseconds since the Unix epoch.
     pub oldest_ms: Option<i64>,
+    /// Records that are parked.
+    pub parked: u64,
     /// The record at which it stands still, as the handler's policy says.
     pub stopped: Option<Stop>,
     /// Whether a range was to be read, and all of it is done.
@@ -192,7 +213,14 @@ struct State {
     joined: bool,
     paused: bool,
     failure: Option<String>,
-    partitions: BTreeMap<TopicPartition, Arc<Progress>>,
+    partitions: BTreeMap<TopicPartition, Assigned>,
+}
+
+/// An assignment, and the way to the task that owns it.
+#[derive(Debug)]
+struct Assigned {
+    progress: Arc<Progress>,
+    questions: mpsc::Sender<Question>,
 }
 
 impl Membership {
@@ -208,14 +236,44 @@ impl Membership {
 
     /// The assigned partitions.
     pub fn partitions(&self) -> Vec<PartitionView> {
-        self.with(|state| state.partitions.values().map(|progress| progress.view()).collect())
+        self.with(|state| state.partitions.values().map(|assigned| assigned.progress.view()).collect())
+    }
+
+    /// Where a record stands; `None` when its partition is not assigned to this member.
+    pub async fn standing(&self, from: &TopicPartition, offset: Offset) -> Result<Option<Standing>, NoAnswer> {
+        let to = self.with(|state| Some(state.partitions.get(from)?.questions.clone()));
+        let Some(to) = to else { return Ok(None) };
+        asked::ask(&to, |reply| Question::Where(offset, reply)).await.map(Some)
+    }
+
+    /// The parked keys of each partition of this member that is meant.
+    pub async fn parked(&self, meant: impl Fn(&TopicPartition) -> bool) -> Vec<Answer<Vec<ParkedKey>>> {
+        let asked = self.meant(meant).into_iter();
+        join_all(asked.map(async |(from, to)| (from, asked::ask(&to, Question::Parked).await))).await
+    }
+
+    /// Tries parked keys again, or counts them; the answer of each partition of this member that is meant.
+    pub async fn unpark(&self, meant: impl Fn(&TopicPartition) -> bool, choice: &Choice) -> Vec<Answer<Count>> {
+        let asked = self.meant(meant).into_iter();
+        let ask = async |(from, to): (_, _)| {
+            let question = |reply| Question::Unpark(choice.clone(), reply);
+            (from, asked::ask(&to, question).await)
+        };
+        join_all(asked.map(ask)).await
+    }
+
+    fn meant(&self, meant: impl Fn(&TopicPartition) -> bool) -> Vec<(TopicPartition, mpsc::Sender<Question>)> {
+        self.with(|state| {
+            let all = state.partitions.iter().filter(|(from, _)| meant(from));
+            all.map(|(from, assigned)| (from.clone(), assigned.questions.clone())).collect()
+        })
     }
 
     /// Starts no more calls, or goes on. The member keeps its partitions and its place in them.
     pub fn pause(&self, paused: bool) {
         self.with(|state| {
             state.paused = paused;
-            state.partitions.values().for_each(|progress| progress.pause(paused));
+            state.partitions.values().for_each(|assigned| assigned.progress.pause(paused));
         });
     }
 
@@ -253,17 +311,17 @@ impl Membership {
     }
 
     /// A new assignment, which from now on hears of pauses.
-    pub(super) fn assigned(&self, progress: Arc<Progress>) {
+    pub(super) fn assigned(&self, progress: Arc<Progress>, questions: mpsc::Sender<Question>) {
         self.with(|state| {
             progress.pause(state.paused);
-            state.partitions.insert(progress.from.clone(), progress);
+            state.partitions.insert(progress.from.clone(), Assigned { progress, questions });
         });
     }
 
     /// Forgets an assignment, unless a newer one of the same partition has taken its place.
     pub(super) fn released(&self, progress: &Arc<Progress>) {
         self.with(|state| {
-            if state.partitions.get(&progress.from).is_some_and(|known| known.epoch == progress.epoch) {
+            if state.partitions.get(&progress.from).is_some_and(|known| known.progress.epoch == progress.epoch) {
                 state.partitions.remove(&progress.from);
             }
         });

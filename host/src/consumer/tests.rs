@@ -9,6 +9,7 @@ mod database;
 mod drain;
 mod moving;
 mod order;
+mod parked;
 mod pause;
 mod policy;
 mod simulation;
@@ -22,7 +23,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tidemill_core::record::{Offset, Record};
-use tidemill_core::retry::{Class, RetryPolicy};
+use tidemill_core::retry::{Class, Exhausted, RetryPolicy};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -34,6 +35,7 @@ use crate::guest::{CallError, Called, Outcome, Reason};
 use crate::metrics::{CommitResult, Metrics};
 use crate::settle::DeadLetters;
 use crate::settle::letter::HeaderStyle;
+use crate::settle::parked::ParkedTopics;
 
 const TOPIC: &str = "in";
 const GROUP: &str = "g";
@@ -166,11 +168,17 @@ impl World {
         let letters =
             DeadLetters { handler: "h".into(), group: GROUP.into(), topic: None, headers: HeaderStyle::Native };
         let producer = self.broker.producer(&BTreeMap::new()).expect("a producer");
-        let settler = Settler::new(producer, policy, letters, Arc::clone(&metrics));
+        let parks = policy.end() == Exhausted::Park;
+        let settler = Settler::new(Arc::clone(&producer), policy, letters, Arc::clone(&metrics));
         let handler = Arc::clone(&guest) as Arc<dyn Handler>;
         let budget = Budget::new(self.bytes_max, Metrics::new().held_bytes());
         let (broker, counted, place) = (self.broker.clone(), Arc::clone(&metrics), Arc::clone(&membership));
-        let group = Group::new(broker, config, handler, settler, counted, place, budget);
+        let mut group = Group::new(broker, config, handler, settler, counted, place, budget);
+        if parks {
+            let topics = Arc::new(ParkedTopics::new("h".into(), producer));
+            let admin = self.broker.admin().expect("an admin");
+            group = group.parking(Parking { topics, admin, records_max: 5 });
+        }
         let stop = CancellationToken::new();
         let task = tokio::spawn(group.run(stop.clone()));
         Member { calls: received, guest, metrics, membership, ledger: Arc::clone(&self.ledger), stop, task }

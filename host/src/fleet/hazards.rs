@@ -72,6 +72,9 @@ impl Lookout {
                 replicas_min,
                 in_sync_min: settings.in_sync_min,
             }));
+            if purpose == Use::Parks && (settings.age_max.is_some() || settings.bytes_max.is_some()) {
+                found.insert(Hazard::Parked { topic: topic.clone() });
+            }
             for (partition, written) in admin.written(&topic).await?.into_iter().flatten() {
                 let known = info.partitions.iter().find(|known| known.partition == partition);
                 if let Some(known) = known.filter(|known| known.end < written) {
@@ -162,14 +165,14 @@ mod tests {
         lookout.tell(found);
         assert_eq!(
             counts(&lookout),
-            [2, 2, 0, 1, 0],
+            [2, 2, 0, 1, 0, 0],
             "the topic and its dead letters; three partitions and two members"
         );
         let mended = lookout.look(&Cluster { replicas: 3, members: 3 }).await.expect("it can be asked");
         lookout.tell(mended);
-        assert_eq!(counts(&lookout), [0, 0, 0, 0, 6], "each partition has a transaction open, as it had before");
+        assert_eq!(counts(&lookout), [0, 0, 0, 0, 6, 0], "each partition has a transaction open, as it had before");
         lookout.tell(BTreeSet::new());
-        assert_eq!((counts(&lookout), lookout.told.len()), ([0; 5], 0));
+        assert_eq!((counts(&lookout), lookout.told.len()), ([0; 6], 0));
     }
 
     /// Topics of three partitions, each with so many copies, and a group of so many members.

@@ -6,7 +6,7 @@ use tidemill_core::retry::Exhausted;
 
 use crate::broker::Admin;
 use crate::config::manifest::HandlerSpec;
-use crate::settle::DeadLetters;
+use crate::settle::{DeadLetters, parked};
 
 /// What a handler does with a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +14,7 @@ pub(super) enum Use {
     Reads,
     Produces,
     DeadLetters,
+    Parks,
 }
 
 impl Use {
@@ -22,6 +23,9 @@ impl Use {
             Use::Reads => "the handler has nothing to read until it is there",
             Use::Produces => "records whose outputs go there wait until it is there",
             Use::DeadLetters => "a record that has to go there holds up its lane until it is there",
+            Use::Parks => {
+                "a record that has to be parked there holds up its key until it is there, with as many partitions as its source"
+            }
         }
     }
 }
@@ -47,7 +51,13 @@ pub(super) fn uses(spec: &HandlerSpec, dead_letters: &DeadLetters) -> Vec<(Strin
     if spec.retry.end() != Exhausted::DeadLetter {
         letters.clear();
     }
+    let parked = reads.iter().filter(|_| spec.retry.end() == Exhausted::Park);
+    let parked = parked.map(|topic| (parked::topic_for(topic, &spec.name), Use::Parks));
     let reads = reads.iter().map(|topic| (topic.clone(), Use::Reads));
     let produces = spec.grants.produce.iter().map(|topic| (topic.clone(), Use::Produces));
-    reads.chain(produces).chain(letters.iter().map(|topic| (topic.to_string(), Use::DeadLetters))).collect()
+    reads
+        .chain(produces)
+        .chain(parked)
+        .chain(letters.iter().map(|topic| (topic.to_string(), Use::DeadLetters)))
+        .collect()
 }

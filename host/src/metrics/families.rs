@@ -106,6 +106,7 @@ pub(super) struct Families {
     pub(super) pending: Family<ByPartition, Gauge>,
     pub(super) lanes_waiting: Family<ByPartition, Gauge>,
     pub(super) stopped: Family<ByPartition, Gauge>,
+    pub(super) parked: Family<ByPartition, Gauge>,
     pub(super) attempts: Family<ByHandler, Counter>,
     pub(super) in_flight: Family<ByHandler, Gauge>,
     pub(super) calls: Family<ByRevision, Counter>,
@@ -165,6 +166,12 @@ impl Families {
                 "admit_stopped",
                 None,
                 "1 while the partition stands still at a record, as the handler's policy says",
+            ),
+            parked: gauge(
+                r,
+                "settle_parked",
+                Some(records()),
+                "Records that are parked, as the handler's policy says, and were not handled yet",
             ),
             attempts: counter(
                 r,

@@ -292,6 +292,7 @@ impl HandlerMetrics {
             lag_seconds: f.lag_seconds.get_or_create_owned(&labels),
             lanes_waiting: f.lanes_waiting.get_or_create_owned(&labels),
             stopped: f.stopped.get_or_create_owned(&labels),
+            parked: f.parked.get_or_create_owned(&labels),
             pending: f.pending.get_or_create_owned(&labels),
             handler: Arc::clone(&self.name),
             place,
@@ -432,6 +433,8 @@ pub struct PartitionMetrics {
     pub pending: Gauge,
     /// 1 while it stands still at a record.
     pub stopped: Gauge,
+    /// Records that are parked.
+    pub parked: Gauge,
     handler: Arc<str>,
     place: TopicPartition,
     families: Arc<Families>,
@@ -472,7 +475,7 @@ fn by_failure(handler: &Arc<str>, revision: &Arc<str>, class: Class) -> ByFailur
 
 fn remove_partition(f: &Families, handler: &Arc<str>, place: &TopicPartition) {
     let labels = by_partition(handler, place);
-    for family in [&f.position, &f.committed, &f.lag_records, &f.lanes_waiting, &f.pending, &f.stopped] {
+    for family in [&f.position, &f.committed, &f.lag_records, &f.lanes_waiting, &f.pending, &f.stopped, &f.parked] {
         remove(family, &labels);
     }
     remove(&f.lag_seconds, &labels);

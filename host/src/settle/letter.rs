@@ -39,9 +39,9 @@ pub mod header {
 }
 
 /// Longest message in bytes: a letter must not outgrow what its record fitted into.
-const MESSAGE_BYTES_MAX: usize = 1024;
+pub(super) const MESSAGE_BYTES_MAX: usize = 1024;
 /// Longest code in bytes.
-const CODE_BYTES_MAX: usize = 128;
+pub(super) const CODE_BYTES_MAX: usize = 128;
 
 /// Whose names for headers a letter has beside our own, for tools that read those.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -234,7 +234,7 @@ impl Account {
 }
 
 /// At most so many bytes of a text, cut between characters.
-fn truncated(text: &str, bytes_max: usize) -> String {
+pub(super) fn truncated(text: &str, bytes_max: usize) -> String {
     let mut end = text.len().min(bytes_max);
     while !text.is_char_boundary(end) {
         end -= 1;

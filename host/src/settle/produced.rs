@@ -108,8 +108,8 @@ impl Settler {
                         outputs.clear();
                         return Refusal::Replaced;
                     }
-                    // Its partition stands still, as it should.
-                    Exhausted::Stop => None,
+                    // Its partition stands still, as it should. Parking has no part in a transaction.
+                    Exhausted::Stop | Exhausted::Park => None,
                 }
             }
             // A letter whose record filled the broker's limit goes without what was added for people.

@@ -227,7 +227,7 @@ async fn a_partition_is_told_at_which_record_to_stop_and_what_follows_it_is_left
     assert_eq!(settled.verdicts, [Verdict::Settled, Verdict::Stop, Verdict::Untouched, Verdict::Settled]);
     assert_eq!(world.sent(), ["out", "out"], "what follows it in its lane has no outputs");
     let reason = Reason { code: "bad".to_owned(), detail: String::new() };
-    let stop = Stop { offset: 1, class: Class::Rejected, reason, revision: "cafe".into() };
+    let stop = Stop { offset: 1, class: Class::Rejected, reason, revision: "cafe".into(), attempts: 1 };
     assert_eq!(settled.stops, [stop]);
 }
 

@@ -349,7 +349,7 @@ fn a_record_that_stopped_its_partition_has_all_its_attempts_when_it_comes_again(
         partition.on(Duration::from_secs(at), Event::Slot { spare: 1 }, &mut actions);
         actions.drain(..).find_map(|action| match action {
             Action::Invoke(call) => call.records.first().map(|first| (call.id, first.tries, first.charged, first.age)),
-            Action::Commit(_) | Action::Drained => None,
+            Action::Park(_) | Action::Commit(_) | Action::Drained => None,
         })
     };
     let retry =
@@ -376,6 +376,73 @@ fn what_a_revoked_partition_forgot_does_not_come_back_when_its_wait_is_over() {
             revoke     ->
             at 50      ->
             done 1     -> commit 2, drained
+        "#]],
+    );
+}
+
+/// PARK-1
+#[test]
+fn a_key_that_is_set_aside_is_parked_in_order_while_the_others_are_called() {
+    check(
+        Order::Key,
+        BOUNDS,
+        "recv 1 a, recv 2 a, recv 3 b, fail 1, recv 4 a, done 1, done 3, recv 5 b, done 2, done 4, recv 6 a, done 6, done 5",
+        expect![[r#"
+            recv 1 a -> invoke 1
+            recv 2 a ->
+            recv 3 b -> invoke 3
+            fail 1   -> park 1
+            recv 4 a ->
+            done 1   -> commit 2, park 2
+            done 3   ->
+            recv 5 b -> invoke 5
+            done 2   -> commit 4, park 4
+            done 4   -> commit 5
+            recv 6 a -> park 6
+            done 6   ->
+            done 5   -> commit 7
+        "#]],
+    );
+}
+
+#[test]
+fn without_room_to_park_the_key_waits_and_the_others_go_on() {
+    check(
+        Order::Key,
+        BOUNDS,
+        "recv 1 a, room 0, fail 1, recv 2 b, done 2, recv 3 a, room 1, room 1, done 1, room 1, revoke",
+        expect![[r#"
+            recv 1 a -> invoke 1
+            room 0   ->
+            fail 1   ->
+            recv 2 b -> invoke 2
+            done 2   ->
+            recv 3 a ->
+            room 1   -> park 1
+            room 1   ->
+            done 1   -> commit 3
+            room 1   -> park 3
+            revoke   ->
+        "#]],
+    );
+}
+
+#[test]
+fn a_revoked_partition_parks_what_lies_below_what_it_has_settled() {
+    check(
+        Order::Key,
+        BOUNDS,
+        "recv 1 a, recv 2 a, recv 3 b, recv 4 a, done 3, revoke, fail 1, done 1, done 2",
+        expect![[r#"
+            recv 1 a -> invoke 1
+            recv 2 a ->
+            recv 3 b -> invoke 3
+            recv 4 a ->
+            done 3   ->
+            revoke   ->
+            fail 1   -> park 1
+            done 1   -> commit 2, park 2
+            done 2   -> commit 4, drained
         "#]],
     );
 }
@@ -446,6 +513,8 @@ impl Story {
             "pause" => Event::Paused(true),
             "unpause" => Event::Paused(false),
             "stop" => self.all(words[1], Verdict::Stop),
+            "fail" => self.all(words[1], Verdict::Park),
+            "room" => Event::RoomToPark(words[1].parse().expect("a number")),
             "resume" => Event::Resumed,
             "spare" => {
                 self.spare = Some(words[1].parse().expect("number"));
@@ -489,6 +558,12 @@ impl Story {
                 format!("invoke {text}")
             }
             Action::Commit(offset) => format!("commit {offset}"),
+            Action::Park(call) => {
+                let offsets: Vec<Offset> = call.records.iter().map(|record| record.record.offset()).collect();
+                let name = offsets.iter().map(Offset::to_string).collect::<Vec<_>>().join("+");
+                self.running.insert(offsets, call.id);
+                format!("park {name}")
+            }
             Action::Drained => "drained".to_owned(),
         }
     }
@@ -591,7 +666,7 @@ proptest! {
             Action::Invoke(call) => {
                 call.records.iter().map(|record| record.lane).collect::<std::collections::BTreeSet<_>>().len()
             }
-            Action::Commit(_) | Action::Drained => 0,
+            Action::Park(_) | Action::Commit(_) | Action::Drained => 0,
         }).collect();
         let calls_max = if order == Order::Partition { 1 } else { calls_max };
         prop_assert_eq!(shares.len(), lanes.min(spare).min(calls_max), "SPREAD-1: every call that may start does");
@@ -623,7 +698,7 @@ proptest! {
             }
             actions.into_iter().filter_map(|action| match action {
                 Action::Invoke(call) => Some(call),
-                Action::Commit(_) | Action::Drained => None,
+                Action::Park(_) | Action::Commit(_) | Action::Drained => None,
             }).collect::<Vec<_>>()
         };
         for (offset, (key, _)) in (0..).zip(&keys) {
@@ -794,6 +869,7 @@ impl Model {
                     assert!(self.settled.range(..offset).all(|(_, settled)| *settled), "OFF-1");
                     self.committed = offset;
                 }
+                Action::Park(_) => panic!("nothing is set aside"),
                 Action::Drained => {
                     assert!(
                         self.revoked && self.running.is_empty(),
@@ -803,6 +879,23 @@ impl Model {
                 }
             }
         }
+        self.stages();
+    }
+
+    /// The machine says of each record where it stands, as the model knows it.
+    fn stages(&self) {
+        for (offset, settled) in &self.settled {
+            let runs = self.running.iter().any(|(_, offsets)| offsets.contains(offset));
+            match self.partition.stage_of(*offset) {
+                Stage::Settled => assert!(settled, "{offset} is settled"),
+                Stage::Running { .. } => assert!(runs && !settled, "{offset} runs"),
+                Stage::Retrying { until, tries } => assert!(!runs && !settled && until > self.now && tries > 0),
+                Stage::Stopped => assert!(self.stopped.is_some_and(|stopped| stopped <= *offset)),
+                Stage::Waiting => assert!(!runs && !settled, "{offset} waits"),
+                Stage::Ahead | Stage::Absent => panic!("{offset} was received"),
+            }
+        }
+        assert_eq!(self.partition.stage_of(self.next), Stage::Ahead);
     }
 
     fn invoked(&mut self, call: &Call) {

@@ -39,7 +39,7 @@ fn delays_double_up_to_the_cap_and_jitter_stays_in_the_upper_half() {
 fn a_spent_budget_ends_as_the_policy_says() {
     assert!(matches!(policy(3).decide(failed(Class::Retry, 2), 0.5), Decision::RetryAfter(_)));
     assert_eq!(policy(3).decide(failed(Class::Retry, 3), 0.5), Decision::End(Exhausted::DeadLetter));
-    for end in [Exhausted::DeadLetter, Exhausted::Stop, Exhausted::Drop] {
+    for end in [Exhausted::DeadLetter, Exhausted::Park, Exhausted::Stop, Exhausted::Drop] {
         assert_eq!(policy(3).exhausted(end).decide(failed(Class::Trap, 3), 0.5), Decision::End(end));
     }
 }

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tidemill_core::offset_set::OffsetSet;
 use tidemill_core::record::{Chunk, Offset, Record, redriven};
 
-use super::receipt::Offsets;
+use super::receipt::note;
 use super::{DlqError, Filter};
-use crate::broker::{Admin, Header, PartitionInfo, TopicInfo};
+use crate::broker::{Admin, BrokerError, Header, PartitionInfo, TopicInfo};
 use crate::settle::letter::{Account, header};
 
 /// Letters of a page. It is also what a run that ends in the middle may send twice.
@@ -19,18 +20,18 @@ pub(super) struct Topic {
     pub(super) name: Arc<str>,
     partitions: Vec<PartitionInfo>,
     /// The letters that were sent again, by partition.
-    redriven: BTreeMap<i32, Offsets>,
+    redriven: BTreeMap<i32, OffsetSet>,
 }
 
 /// A dead letter.
 #[derive(Debug, Clone)]
-pub(super) struct Letter {
-    pub(super) topic: Arc<str>,
-    pub(super) partition: i32,
-    pub(super) record: Record,
-    pub(super) account: Account,
+pub(in crate::cli) struct Letter {
+    pub(in crate::cli) topic: Arc<str>,
+    pub(in crate::cli) partition: i32,
+    pub(in crate::cli) record: Record,
+    pub(in crate::cli) account: Account,
     /// Whether it was sent again.
-    pub(super) redriven: bool,
+    pub(in crate::cli) redriven: bool,
 }
 
 /// Goes through the letters of a topic, partition by partition.
@@ -45,13 +46,13 @@ impl Topic {
     /// Reads the whole topic once for what was sent again.
     pub(super) async fn open(admin: &dyn Admin, topic: TopicInfo) -> Result<Self, DlqError> {
         let TopicInfo { name, partitions } = topic;
-        let mut redriven: BTreeMap<i32, Offsets> = BTreeMap::new();
+        let mut redriven: BTreeMap<i32, OffsetSet> = BTreeMap::new();
         for of in &partitions {
             let mut next = of.start;
             while let Some(chunk) = page(admin, &name, of.partition, &mut next, of.end).await? {
                 let noted = redriven.entry(of.partition).or_default();
                 for record in chunk.records() {
-                    noted.note(&record);
+                    note(noted, &record);
                 }
             }
         }
@@ -87,8 +88,78 @@ impl Pages<'_> {
             record,
         };
         let records = chunk.records().filter(|record| record.offset() < end);
-        let letters = records.filter(|record| !Offsets::default().note(record)).map(letter);
+        let letters = records.filter(|record| !note(&mut OffsetSet::default(), record)).map(letter);
         letters.filter(|letter| self.filter.fits(letter)).collect()
+    }
+}
+
+/// Which letter is looked for: the one that a handler wrote of one record.
+pub(in crate::cli) struct Wanted<'a> {
+    pub(in crate::cli) handler: &'a str,
+    pub(in crate::cli) topic: &'a str,
+    pub(in crate::cli) partition: i32,
+    pub(in crate::cli) offset: Offset,
+}
+
+/// What a search has found.
+#[derive(Debug, Default)]
+pub(in crate::cli) struct Search {
+    /// The latest letter of the record.
+    pub(in crate::cli) letter: Option<Letter>,
+    /// Whether the search ended before the topic did, at its bound.
+    pub(in crate::cli) cut: bool,
+}
+
+/// Looks for a record's letter among the records of a topic that are not older than it, at most so many.
+pub(in crate::cli) async fn find(
+    admin: &dyn Admin,
+    topic: TopicInfo,
+    since_ms: Option<i64>,
+    wanted: &Wanted<'_>,
+    records_max: usize,
+) -> Result<Search, BrokerError> {
+    let TopicInfo { name, partitions } = topic;
+    let name: Arc<str> = name.into();
+    // A letter has its record's time, or a later one where the broker dates records itself.
+    let starts: BTreeMap<i32, Offset> = match since_ms {
+        Some(millis) => admin.offsets_for_time(&name, millis).await?.into_iter().collect(),
+        None => BTreeMap::new(),
+    };
+    let mut search = Search::default();
+    let mut left = records_max;
+    for of in &partitions {
+        let mut next = starts.get(&of.partition).copied().unwrap_or(of.start).max(of.start);
+        let mut sent = OffsetSet::default();
+        while let Some(chunk) = page(admin, &name, of.partition, &mut next, of.end).await? {
+            for record in chunk.records().filter(|record| !note(&mut sent, record)) {
+                let Some(account) = Account::of(&record).filter(|account| wanted.is(account)) else { continue };
+                search.letter = Some(Letter {
+                    topic: Arc::clone(&name),
+                    partition: of.partition,
+                    record,
+                    account,
+                    redriven: false,
+                });
+            }
+            left = left.saturating_sub(chunk.len().max(1));
+            if left == 0 {
+                search.cut = true;
+                return Ok(search);
+            }
+        }
+        if let Some(letter) = search.letter.as_mut().filter(|letter| letter.partition == of.partition) {
+            letter.redriven = sent.contains(letter.record.offset());
+        }
+    }
+    Ok(search)
+}
+
+impl Wanted<'_> {
+    fn is(&self, account: &Account) -> bool {
+        account.handler.as_deref() == Some(self.handler)
+            && account.topic.as_deref() == Some(self.topic)
+            && account.partition == Some(self.partition)
+            && account.offset == Some(self.offset)
     }
 }
 
@@ -99,7 +170,7 @@ async fn page(
     partition: i32,
     next: &mut Offset,
     end: Offset,
-) -> Result<Option<Arc<Chunk>>, DlqError> {
+) -> Result<Option<Arc<Chunk>>, BrokerError> {
     if *next >= end {
         return Ok(None);
     }
@@ -111,7 +182,7 @@ async fn page(
 
 impl Letter {
     /// Where it lies, as flags and other commands name it.
-    pub(super) fn place(&self) -> String {
+    pub(in crate::cli) fn place(&self) -> String {
         format!("{}/{}/{}", self.topic, self.partition, self.record.offset())
     }
 

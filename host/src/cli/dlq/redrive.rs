@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::json;
+use tidemill_core::offset_set::OffsetSet;
 use tidemill_core::record::{Offset, Timestamp, redriven};
 
 use super::letters::Letter;
-use super::receipt::Offsets;
+use super::receipt::receipt;
 use super::{DlqError, Filter};
 use crate::broker::{Admin, Header, Outgoing, Producer, SendError, WhenFull};
 use crate::cli::progress;
@@ -251,7 +252,7 @@ async fn note(producer: &dyn Producer, topic: &Arc<str>, partition: i32, stored:
         return Ok(());
     }
     let letters = stored.len();
-    let receipt = Offsets::from_iter(stored).receipt(topic, partition);
+    let receipt = receipt(&OffsetSet::from_iter(stored), topic, partition);
     let silent = || Err(SendError::Unknown("the producer gave no answer".to_owned()));
     let noted = producer.send(vec![receipt], WhenFull::Wait).await.pop().unwrap_or_else(silent);
     noted.map(drop).map_err(|error| DlqError::NotNoted { topic: topic.to_string(), letters, error })

@@ -84,7 +84,7 @@ fn the_report_says_what_came_of_it_and_what_is_left() {
         stopped,
     };
     let reason = Reason { code: "bad-amount".to_owned(), detail: "the amount is -1".to_owned() };
-    let stop = Stop { offset: 30, class: Class::Rejected, reason, revision: "cafe".into() };
+    let stop = Stop { offset: 30, class: Class::Rejected, reason, revision: "cafe".into(), attempts: 1 };
     let report = Report {
         revision: "0123456789abcdef".into(),
         records: 60,

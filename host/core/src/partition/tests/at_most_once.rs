@@ -282,6 +282,7 @@ impl Lives {
                         self.log.range(..offset).filter(|(offset, _)| !self.processed.contains_key(offset)).count();
                     assert!(open <= self.ahead_max + self.losses_max, "no more is committed than may be lost");
                 }
+                Action::Park(_) => panic!("nothing is set aside"),
                 Action::Drained => self.drained = true,
             }
         }

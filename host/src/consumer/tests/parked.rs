@@ -1,0 +1,109 @@
+//! Keys that are parked.
+
+use tidemill_core::parked::Count;
+
+use super::*;
+
+/// What fails once is given up, and parked.
+fn park() -> RetryPolicy {
+    RetryPolicy::new(1, Duration::ZERO, FOR_EVER).expect("valid").exhausted(Exhausted::Park)
+}
+
+fn is_it(_: &TopicPartition) -> bool {
+    true
+}
+
+impl Member {
+    async fn parked(&self) -> Vec<(Option<Vec<u8>>, usize)> {
+        let answers = self.membership.parked(is_it).await;
+        let keys = answers.into_iter().flat_map(|(_, keys)| keys.expect("the task answers"));
+        keys.map(|of| (of.key, of.records)).collect()
+    }
+
+    async fn unpark(&self, choice: Choice) -> Count {
+        let mut answers = self.membership.unpark(is_it, &choice).await;
+        answers.pop().expect("there is one partition").1.expect("the task answers")
+    }
+
+    async fn until_parked(&self, expected: &[(&str, usize)]) {
+        let expected: Vec<_> = expected.iter().map(|(key, of)| (Some(key.as_bytes().to_vec()), *of)).collect();
+        let wait = async {
+            while self.parked().await != expected {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        timeout(PATIENCE, wait).await.expect("it is parked");
+    }
+}
+
+#[tokio::test]
+async fn a_parked_key_waits_while_the_others_flow_and_a_command_lets_it_go_on_in_order() {
+    let world = World::ahead("a b a").await;
+    let mut member = world.join_with(config(), park());
+    member.call_of(&[0]).await.refuse();
+    member.call_of(&[1]).await.ack();
+    world.committed(0, 3).await;
+    member.until_parked(&[("a", 2)]).await;
+    let other = Choice { key: Some(Some(b"b".to_vec())), only_count: false };
+    assert_eq!(member.unpark(other).await, Count::default());
+    let counted = Choice { key: None, only_count: true };
+    assert_eq!(member.unpark(counted).await, Count { keys: 1, records: 2 });
+
+    assert_eq!(member.unpark(Choice::default()).await, Count { keys: 1, records: 2 });
+    let first = member.call_of(&[0]).await;
+    assert_eq!((first.call.from.clone(), first.key()), (TopicPartition::new(TOPIC, 0), "a".to_owned()));
+    world.store(0, "a", 1).await;
+    member.until_parked(&[("a", 3)]).await;
+    first.ack();
+    member.call_of(&[2]).await.ack();
+    member.call_of(&[3]).await.ack();
+    member.until_parked(&[]).await;
+    world.store(0, "a", 1).await;
+    member.call_of(&[4]).await.ack();
+    world.committed(0, 5).await;
+    member.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_comes_next_knows_what_is_parked_and_what_was_handled_and_another_revision_goes_on() {
+    let world = World::ahead("a a b").await;
+    let mut first = world.join_with(config(), park());
+    first.call_of(&[0]).await.refuse();
+    first.call_of(&[2]).await.ack();
+    world.committed(0, 3).await;
+    first.unpark(Choice::default()).await;
+    first.call_of(&[0]).await.ack();
+    first.call_of(&[1]).await.refuse();
+    first.until_parked(&[("a", 1)]).await;
+    first.stop().await;
+
+    let mut second = world.join_with(config(), park());
+    world.store(0, "a b", 1).await;
+    second.call_of(&[4]).await.ack();
+    world.committed(0, 5).await;
+    second.until_parked(&[("a", 2)]).await;
+    *second.guest.revision.lock().expect("not poisoned") = "beef".into();
+    second.call_of(&[1]).await.ack();
+    second.call_of(&[3]).await.ack();
+    second.until_parked(&[]).await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn without_room_to_park_nothing_of_the_key_is_called_or_committed() {
+    let world = World::ahead("a a a a a a b").await;
+    let mut member = world.join_with(config(), park());
+    member.call_of(&[0]).await.refuse();
+    member.call_of(&[6]).await.ack();
+    member.until_parked(&[("a", 5)]).await;
+    world.committed(0, 5).await;
+    world.store(0, "b", 1).await;
+    member.call_of(&[7]).await.ack();
+    member.unpark(Choice::default()).await;
+    for offset in 0..5 {
+        member.call_of(&[offset]).await.ack();
+    }
+    member.call_of(&[5]).await.ack();
+    world.committed(0, 8).await;
+    member.stop().await;
+}
