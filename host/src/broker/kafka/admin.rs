@@ -22,7 +22,7 @@ use super::ends::ends;
 use super::errors::{self, code_of};
 use super::ffi::{Native, Queue, Topic};
 use super::listener::Listener;
-use crate::broker::{Admin, BrokerError, Committed, PartitionInfo, TopicInfo, TopicSettings};
+use crate::broker::{Admin, BrokerError, Committed, PartitionInfo, TopicInfo, TopicSettings, Written};
 
 /// How long one call may take.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -148,7 +148,7 @@ impl Admin for KafkaAdmin {
         self.ask(move |asking| asking.members(&group))
     }
 
-    fn written<'a>(&'a self, topic: &'a str) -> BoxFuture<'a, Result<Option<Vec<(i32, Offset)>>, BrokerError>> {
+    fn written<'a>(&'a self, topic: &'a str) -> BoxFuture<'a, Result<Option<Written>, BrokerError>> {
         let topic = topic.to_owned();
         self.ask(move |asking| asking.written(&topic).map(Some))
     }
@@ -236,7 +236,7 @@ impl Asking {
         found.map_err(|code| errors::of_topic(code, topic, &code.to_string()))
     }
 
-    fn written(&self, topic: &str) -> Result<Vec<(i32, Offset)>, BrokerError> {
+    fn written(&self, topic: &str) -> Result<Written, BrokerError> {
         let client = match self.unbound.get() {
             Some(client) => client,
             None => {
