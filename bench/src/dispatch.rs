@@ -2,24 +2,16 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::config::FromClientConfig;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
-use serde_json::Value;
+use anyhow::Result;
 use xtask::lab::kafka::Kafka;
 
 use crate::report::{self, Line, Series};
 use crate::run::Measured;
+use crate::{peer, topics};
 
 const PARTITIONS: i32 = 8;
 const KEYS: u64 = 1000;
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A way to run, beside the record's size.
 #[derive(Clone, Copy)]
@@ -35,7 +27,7 @@ struct Way {
     share: u64,
 }
 
-const WAYS: [Way; 8] = [
+const WAYS: [Way; 9] = [
     Way { contender: "native", label: "native", batch: 1, isolation: "", new_values: false, share: 1 },
     Way { contender: "native", label: "native again (A/A)", batch: 1, isolation: "", new_values: false, share: 1 },
     Way {
@@ -72,9 +64,19 @@ const WAYS: [Way; 8] = [
         new_values: false,
         share: 1,
     },
+    Way {
+        contender: "kafka-streams",
+        label: "Kafka Streams, exactly_once_v2",
+        batch: 1,
+        isolation: "",
+        new_values: false,
+        share: 4,
+    },
 ];
 
-pub(crate) fn dispatch(quick: bool, json: Option<&Path>) -> Result<()> {
+/// All contenders, or those whose outputs and offsets are in transactions.
+pub(crate) fn dispatch(exactly_once: bool, quick: bool, json: Option<&Path>) -> Result<()> {
+    let ways: Vec<&Way> = WAYS.iter().filter(|way| !exactly_once || report::in_transactions(way.contender)).collect();
     let kafka = Kafka::start_nodes(1)?;
     let bootstrap = kafka.bootstrap();
     let rounds = if quick { 2 } else { 5 };
@@ -83,13 +85,15 @@ pub(crate) fn dispatch(quick: bool, json: Option<&Path>) -> Result<()> {
     let mut lines = Vec::new();
     for (record_bytes, records) in sizes {
         let input = format!("in-{record_bytes}");
-        fill(&bootstrap, &input, record_bytes, records)?;
-        let mut series = vec![Series::default(); WAYS.len()];
+        let value = vec![b'x'; record_bytes];
+        let keyed = (0..records).map(|number| (format!("{:06}", number % KEYS), &value));
+        topics::fill(&bootstrap, &input, PARTITIONS, keyed)?;
+        let mut series = vec![Series::default(); ways.len()];
         for round in 0..rounds {
-            for (way, series) in WAYS.iter().zip(&mut series) {
+            for (way, series) in ways.iter().zip(&mut series) {
                 let output =
                     format!("out-{record_bytes}-{round}-{}", way.label.replace([' ', ',', '(', ')', '/'], "-"));
-                create(&bootstrap, &output)?;
+                topics::create(&bootstrap, &output, PARTITIONS)?;
                 let measured = run(&bootstrap, way, &input, &output, records / way.share)?;
                 eprintln!(
                     "round {} of {rounds}, {record_bytes} B, {}: {:.0} records/s",
@@ -98,11 +102,11 @@ pub(crate) fn dispatch(quick: bool, json: Option<&Path>) -> Result<()> {
                     measured.records as f64 / measured.seconds
                 );
                 series.add(measured);
-                delete(&bootstrap, &output)?;
+                topics::delete(&bootstrap, &output)?;
             }
         }
-        lines.extend(WAYS.iter().zip(series).map(|(way, series)| line(way, record_bytes, series)));
-        delete(&bootstrap, &input)?;
+        lines.extend(ways.iter().zip(series).map(|(way, series)| line(way, record_bytes, series)));
+        topics::delete(&bootstrap, &input)?;
     }
     report::print(&lines);
     if let Some(path) = json {
@@ -125,70 +129,21 @@ fn line(way: &Way, record_bytes: usize, series: Series) -> Line {
 }
 
 fn run(bootstrap: &str, way: &Way, input: &str, output: &str, records: u64) -> Result<Measured> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["run", "--contender", way.contender, "--bootstrap", bootstrap, "--input", input, "--output", output]);
-    command.args(["--group", output, "--records", &records.to_string(), "--batch", &way.batch.to_string()]);
+    let mut command = match way.contender {
+        "kafka-streams" => peer::java("kafka-streams")?,
+        contender => {
+            let mut own = Command::new(std::env::current_exe()?);
+            own.args(["run", "--contender", contender, "--batch", &way.batch.to_string()]);
+            own
+        }
+    };
+    command.args(["--bootstrap", bootstrap, "--input", input, "--output", output]);
+    command.args(["--group", output, "--records", &records.to_string()]);
     if !way.isolation.is_empty() {
         command.args(["--isolation", way.isolation]);
     }
     if way.new_values {
         command.arg("--new-values");
     }
-    let done = command.stderr(std::process::Stdio::inherit()).output()?;
-    ensure!(done.status.success(), "{}: the run failed", way.label);
-    let text = String::from_utf8(done.stdout)?;
-    let result: Value = serde_json::from_str(text.lines().last().context("the run printed nothing")?)?;
-    let number = |key: &str| result[key].as_f64().with_context(|| format!("the run printed no {key}"));
-    Ok(Measured {
-        records: number("records")? as u64,
-        seconds: number("seconds")?,
-        cpu_seconds: number("cpu_seconds")?,
-        calls: number("calls")? as u64,
-    })
-}
-
-fn fill(bootstrap: &str, topic: &str, record_bytes: usize, records: u64) -> Result<()> {
-    create(bootstrap, topic)?;
-    let producer: ThreadedProducer<DefaultProducerContext> = ThreadedProducer::from_config(
-        client(bootstrap).set("acks", "all").set("linger.ms", "20").set("partitioner", "murmur2_random"),
-    )?;
-    let value = vec![b'x'; record_bytes];
-    for number in 0..records {
-        let key = format!("{:06}", number % KEYS);
-        let mut record = BaseRecord::to(topic).key(&key).payload(&value);
-        while let Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again)) = producer.send(record) {
-            producer.poll(Duration::from_millis(1));
-            record = again;
-        }
-    }
-    producer.flush(PATIENCE)?;
-    Ok(())
-}
-
-fn create(bootstrap: &str, topic: &str) -> Result<()> {
-    let new = NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(1));
-    let results = wait(admin(bootstrap)?.create_topics([&new], &AdminOptions::new()))??;
-    results
-        .into_iter()
-        .try_for_each(|result| result.map(drop))
-        .map_err(|(topic, error)| anyhow::anyhow!("create {topic}: {error}"))
-}
-
-fn delete(bootstrap: &str, topic: &str) -> Result<()> {
-    wait(admin(bootstrap)?.delete_topics(&[topic], &AdminOptions::new()))??;
-    Ok(())
-}
-
-fn admin(bootstrap: &str) -> Result<AdminClient<DefaultClientContext>> {
-    Ok(AdminClient::from_config(&client(bootstrap))?)
-}
-
-fn client(bootstrap: &str) -> ClientConfig {
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", bootstrap);
-    config
-}
-
-fn wait<F: Future>(future: F) -> Result<F::Output> {
-    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future))
+    Measured::by(command, way.label)
 }

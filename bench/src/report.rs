@@ -43,11 +43,11 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     }
 }
 
-fn least(values: &[f64]) -> f64 {
+pub(crate) fn least(values: &[f64]) -> f64 {
     values.iter().copied().fold(f64::INFINITY, f64::min)
 }
 
-fn most(values: &[f64]) -> f64 {
+pub(crate) fn most(values: &[f64]) -> f64 {
     values.iter().copied().fold(f64::NEG_INFINITY, f64::max)
 }
 
@@ -68,12 +68,13 @@ pub(crate) fn print(lines: &[Line]) {
 
 /// The native loop with the same promise, on records of the same size.
 fn native<'a>(lines: &'a [Line], of: &Line) -> Option<&'a Line> {
-    let contender = if in_transactions(of) { "native-transactions" } else { "native" };
+    let contender = if in_transactions(of.contender) { "native-transactions" } else { "native" };
     lines.iter().find(|line| line.contender == contender && line.record_bytes == of.record_bytes)
 }
 
-fn in_transactions(line: &Line) -> bool {
-    line.contender.ends_with("-transactions")
+/// Whether a contender's outputs and offsets are in transactions.
+pub(crate) fn in_transactions(contender: &str) -> bool {
+    contender.ends_with("-transactions") || contender == "kafka-streams"
 }
 
 /// Writes the figures as a list of objects.
@@ -99,7 +100,7 @@ pub(crate) fn write(lines: &[Line], path: &Path) -> Result<()> {
             objects.push(json!({
                 "suite": "dispatch", "case": line.case, "contender": line.contender, "metric": metric, "unit": unit,
                 "record_bytes": line.record_bytes, "batch": line.batch, "isolation": line.isolation,
-                "delivery": if in_transactions(line) { "exactly-once" } else { "at-least-once" }, "min": least(values), "median": median(values), "max": most(values),
+                "delivery": if in_transactions(line.contender) { "exactly-once" } else { "at-least-once" }, "min": least(values), "median": median(values), "max": most(values),
                 "ratio": native.map(|native| median(values) / median(native)),
             }));
         }

@@ -1,13 +1,14 @@
 //! One run of one contender, and what it measures.
 
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::BaseConsumer;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::{native, native_transactions, pipeline};
+use crate::{native, native_transactions, pipeline, topics};
 
 /// What to run.
 #[derive(Debug, Clone, clap::Args)]
@@ -64,9 +65,7 @@ pub(crate) struct Measured {
 impl Run {
     /// What each client of a native loop has.
     pub(crate) fn client(&self) -> ClientConfig {
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", &self.bootstrap);
-        config
+        topics::client(&self.bootstrap)
     }
 
     /// The consumer of a native loop, not subscribed yet.
@@ -83,10 +82,33 @@ impl Run {
             Contender::NativeTransactions => native_transactions::run(self)?,
             Contender::Tidemill | Contender::TidemillTransactions => pipeline::run(self)?,
         };
-        let Measured { records, seconds, cpu_seconds, calls } = measured;
+        measured.tell();
+        Ok(())
+    }
+}
+
+impl Measured {
+    /// Runs a contender as a process of its own, and reads what it tells.
+    pub(crate) fn by(mut command: Command, label: &str) -> Result<Self> {
+        let done =
+            command.stderr(Stdio::inherit()).output().with_context(|| format!("{label}: it can't be started"))?;
+        ensure!(done.status.success(), "{label}: the run failed");
+        let text = String::from_utf8(done.stdout)?;
+        let result: Value = serde_json::from_str(text.lines().last().context("the run printed nothing")?)?;
+        let number = |key: &str| result[key].as_f64().with_context(|| format!("the run printed no {key}"));
+        Ok(Self {
+            records: number("records")? as u64,
+            seconds: number("seconds")?,
+            cpu_seconds: number("cpu_seconds")?,
+            calls: number("calls")? as u64,
+        })
+    }
+
+    /// Prints one line for who started this process.
+    pub(crate) fn tell(self) {
+        let Self { records, seconds, cpu_seconds, calls } = self;
         let line = json!({ "records": records, "seconds": seconds, "cpu_seconds": cpu_seconds, "calls": calls });
         println!("{line}");
-        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::header::{CONTENT_TYPE, ORIGIN, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -20,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::config::{Config, InvalidConfig};
 pub use self::view::{
-    ErrorView, HandlerState, HandlerView, Missing, PartitionView, PauseView, Readiness, RolledBack, StoppedView,
+    Elsewhere, ErrorView, HandlerState, HandlerView, Missing, MoveBody, MoveView, MovedView, PartitionView, PauseView,
+    Readiness, RolledBack, StoppedView,
 };
 use crate::http::{self, BindError, Listener, Token};
 use crate::metrics::{self, Metrics};
@@ -36,8 +38,29 @@ pub trait Host: Send + Sync + 'static {
     /// Lets a handler start no more calls, or go on; outlives the host.
     fn pause(&self, handler: &str, paused: bool) -> Result<(), PauseError>;
 
+    /// Lets partitions of a handler begin elsewhere, for whoever reads them from now on.
+    fn move_offsets<'a>(&'a self, handler: &'a str, wish: &'a MoveBody)
+    -> BoxFuture<'a, Result<MoveView, MoveRefused>>;
+
     /// Makes the revision before the live one of a handler live again.
     fn roll_back<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Result<RolledBack, RollBackError>>;
+}
+
+/// Why a handler's offsets were not moved.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MoveRefused {
+    /// There is no such handler.
+    #[error("there is no handler `{0}`; `tidemill guests list` shows those that there are")]
+    NoSuchHandler(String),
+    /// The handler does not run.
+    #[error("handler `{0}` does not run; correct its folder, `tidemill check` says what is wrong")]
+    NotRunning(String),
+    /// What was asked for can't be.
+    #[error("{0}")]
+    Invalid(String),
+    /// Something failed.
+    #[error("{0}")]
+    Failed(String),
 }
 
 /// Why a handler was not rolled back; nothing has changed.
@@ -149,6 +172,7 @@ fn router(endpoint: Endpoint) -> Router {
         .route("/handlers/{name}/rollback", post(roll_back))
         .route("/handlers/{name}/pause", post(async |endpoint, name, headers| pause(endpoint, name, headers, true)))
         .route("/handlers/{name}/resume", post(async |endpoint, name, headers| pause(endpoint, name, headers, false)))
+        .route("/handlers/{name}/offsets", post(move_offsets))
         .fallback(async || error(StatusCode::NOT_FOUND, "no-such-path", "there is nothing here; `GET /` lists what is"))
         .method_not_allowed_fallback(async || {
             error(StatusCode::METHOD_NOT_ALLOWED, "wrong-method", "`GET /` lists the methods")
@@ -164,6 +188,7 @@ GET  /handlers                 what runs, as JSON
 POST /handlers/NAME/rollback   goes back to the revision before
 POST /handlers/NAME/pause      starts no more calls, also after a restart
 POST /handlers/NAME/resume     goes on where it stood
+POST /handlers/NAME/offsets    begins elsewhere, also after a restart; JSON with `to`, as `offsets reset` takes it
 ";
 
 async fn readyz(State(endpoint): State<Arc<Endpoint>>, headers: HeaderMap) -> Response {
@@ -207,6 +232,33 @@ async fn roll_back(
                 RollBackError::NoSuchHandler(_) => (StatusCode::NOT_FOUND, "no-such-handler"),
                 RollBackError::NothingBefore(_) => (StatusCode::CONFLICT, "nothing-before"),
                 RollBackError::NotRunning(_) => (StatusCode::CONFLICT, "not-running"),
+            };
+            error(status, code, &cause.to_string())
+        }
+    }
+}
+
+async fn move_offsets(
+    State(endpoint): State<Arc<Endpoint>>,
+    UrlPath(handler): UrlPath<String>,
+    headers: HeaderMap,
+    body: Result<Json<MoveBody>, JsonRejection>,
+) -> Response {
+    if let Err(refused) = endpoint.admit(&headers) {
+        return *refused;
+    }
+    let wish = match body {
+        Ok(Json(wish)) => wish,
+        Err(rejected) => return error(rejected.status(), "invalid", &rejected.body_text()),
+    };
+    match endpoint.host.move_offsets(&handler, &wish).await {
+        Ok(view) => Json(view).into_response(),
+        Err(cause) => {
+            let (status, code) = match cause {
+                MoveRefused::NoSuchHandler(_) => (StatusCode::NOT_FOUND, "no-such-handler"),
+                MoveRefused::NotRunning(_) => (StatusCode::CONFLICT, "not-running"),
+                MoveRefused::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid"),
+                MoveRefused::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
             };
             error(status, code, &cause.to_string())
         }

@@ -1,5 +1,7 @@
 //! Builds the parts from the configuration, starts them, drains them; the only room that names implementations (ARCH-3).
 
+pub(crate) mod offsets;
+mod replay;
 mod view;
 
 use std::collections::BTreeMap;
@@ -12,6 +14,7 @@ use anyhow::{Context, anyhow};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::replay::replay;
 use self::view::View;
 use crate::admin::{self, Admin};
 use crate::broker::embedded::Embedded;
@@ -314,7 +317,7 @@ async fn parts<B: Broker>(
 ) -> Result<fleet::Parts<B>, Failure> {
     let backends = Backends {
         kv: kv_stores(config).await?,
-        sql: databases(config).await?,
+        sql: databases(config, |_| true).await?,
         secrets: config.secrets.clone(),
         producer: Arc::clone(&producer),
     };
@@ -341,9 +344,10 @@ async fn kv_stores(config: &Config) -> Result<BTreeMap<String, Arc<dyn KeyValue>
     Ok(stores)
 }
 
-async fn databases(config: &Config) -> Result<BTreeMap<String, Arc<dyn Sql>>, Failure> {
+/// The configured databases whose names are wanted.
+async fn databases(config: &Config, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Arc<dyn Sql>>, Failure> {
     let mut databases: BTreeMap<String, Arc<dyn Sql>> = BTreeMap::new();
-    for (name, sql) in &config.sql {
+    for (name, sql) in config.sql.iter().filter(|(name, _)| wanted(name)) {
         let key = format!("sql.{name}");
         let database: Arc<dyn Sql> = match sql {
             config::Sql::Sqlite(sqlite) => {

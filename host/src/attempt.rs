@@ -41,7 +41,7 @@ pub struct Attempt {
     pub records: Vec<CallRecord>,
     /// After this long the host stops the call.
     pub deadline: Duration,
-    /// "live"; later also "replay" and "shadow".
+    /// "live" or "replay"; later also "shadow".
     pub delivery: &'static str,
     /// What the host promises around it.
     pub guarantee: Guarantee,

@@ -5,8 +5,11 @@
 
 #[doc(hidden)]
 pub mod contract;
+mod discard;
 pub mod embedded;
 pub mod kafka;
+mod point;
+mod ranged;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -20,6 +23,10 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tidemill_core::record::{Chunk, Offset, TopicPartition};
+
+pub use self::discard::Discard;
+pub use self::point::{NotFound, Point, Selection};
+pub use self::ranged::Ranged;
 
 /// A record to be produced.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -302,6 +309,13 @@ pub trait Consumer: Send + 'static {
         places: &BTreeMap<TopicPartition, Offset>,
     ) -> impl Future<Output = Result<Vec<(TopicPartition, Self::Reader)>, BrokerError>> + Send;
 
+    /// Begins started partitions anew at these places, which must lie between their oldest records and their ends; those that
+    /// are not this member's any more are left out. Their readers must be dropped before.
+    fn seek(
+        &mut self,
+        places: &BTreeMap<TopicPartition, Offset>,
+    ) -> impl Future<Output = Result<Vec<(TopicPartition, Self::Reader)>, BrokerError>> + Send;
+
     /// Gives partitions back after [`ConsumerEvent::Revoked`] or [`ConsumerEvent::Lost`]. Their readers must be dropped before.
     fn release(&mut self, partitions: &[TopicPartition]) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
@@ -318,10 +332,12 @@ pub trait Consumer: Send + 'static {
     fn close(self) -> impl Future<Output = ()> + Send;
 }
 
-/// Reads one assigned partition, in order. What is not read is not fetched without bound: leaving it alone is the back-pressure.
+/// Reads one partition, in order. What is not read is not fetched without bound: leaving it alone is the back-pressure.
 pub trait Reader: Send + 'static {
     /// Waits until there is a record, then takes what is there, up to the bounds; one record that is larger than
     /// `bytes_max` still comes alone. Never waits to fill. Cancel-safe: a dropped call has taken nothing.
+    ///
+    /// No record at all says that offsets were passed that hold none: [`Reader::position`] has moved.
     fn next(
         &mut self,
         records_max: usize,
@@ -336,7 +352,15 @@ pub trait Reader: Send + 'static {
 
     /// The next offset to be read, as far as is known without asking: at first where the group stands.
     fn position(&self) -> Option<Offset>;
+
+    /// Whether nothing more comes, because this reader is to read no further.
+    fn ended(&self) -> bool {
+        false
+    }
 }
+
+/// What reads a broker's partitions.
+pub type ReaderOf<B> = <<B as Broker>::Consumer as Consumer>::Reader;
 
 /// What is known of a topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -423,6 +447,14 @@ pub trait Admin: Send + Sync + 'static {
     /// A group's committed offsets of a topic.
     fn committed(&self, group: &str, topic: &str) -> BoxFuture<'_, Result<Committed, BrokerError>>;
 
+    /// Commits offsets, each the next to be read, for a group that has no members; while it has some, that is refused.
+    fn commit(&self, group: &str, offsets: Vec<(TopicPartition, Offset)>) -> BoxFuture<'_, Result<(), BrokerError>>;
+
+    /// Who holds which partition for a group, in words, as far as that can be asked.
+    fn owners<'a>(&'a self, _group: &'a str) -> BoxFuture<'a, Result<BTreeMap<TopicPartition, String>, BrokerError>> {
+        std::future::ready(Ok(BTreeMap::new())).boxed()
+    }
+
     /// Reads partitions outside any group, from the given offsets; for `topic tail`.
     fn read(
         &self,
@@ -443,6 +475,15 @@ pub trait Broker: Clone + Send + Sync + 'static {
 
     /// Joins a group.
     fn consumer(&self, subscription: &Subscription) -> Result<Self::Consumer, BrokerError>;
+
+    /// Reads partitions outside of any group, each from a place between its oldest record and its end: nothing is joined, and
+    /// nothing is committed. Such a reader passes offsets that hold no record up to the end as it was when it began, so that
+    /// its position gets there.
+    fn readers(
+        &self,
+        places: &BTreeMap<TopicPartition, Offset>,
+        properties: &BTreeMap<String, String>,
+    ) -> impl Future<Output = Result<Vec<(TopicPartition, ReaderOf<Self>)>, BrokerError>> + Send;
 
     /// Whether a member could be made so, down to its properties. Nothing is joined or connected.
     fn check(&self, subscription: &Subscription) -> Result<(), BrokerError>;

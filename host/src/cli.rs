@@ -4,7 +4,9 @@ pub mod check;
 pub mod dlq;
 pub mod guests;
 pub mod new;
+pub mod offsets;
 mod progress;
+pub mod replay;
 pub mod run;
 mod text;
 pub mod topic;
@@ -39,6 +41,10 @@ enum Command {
     Topic(TopicArgs),
     /// Counts, shows and sends again what became a dead letter.
     Dlq(DlqArgs),
+    /// Shows where a handler's group stands, and lets it begin elsewhere.
+    Offsets(offsets::Args),
+    /// Reads a range of the log once more through a handler, into the same or other stores, without moving its offsets.
+    Replay(replay::Args),
     /// Shows what runs in a host, and goes back to the revision before.
     Guests(guests::Args),
     /// Lets a handler of a running host start no more calls, also after a restart. It keeps its place in its group.
@@ -99,6 +105,8 @@ impl Cli {
             Command::Check(args) => check::check(&args.config),
             Command::Topic(args) => crate::app::topic(&args.config.config, args.command),
             Command::Dlq(args) => crate::app::dlq(&args.config.config, args.command),
+            Command::Offsets(args) => offsets::run(args),
+            Command::Replay(args) => replay::run(&args),
             Command::Guests(args) => Ok(guests::run(args)?),
             Command::Pause(args) => Ok(guests::pause(args, true)?),
             Command::Resume(args) => Ok(guests::pause(args, false)?),

@@ -1,7 +1,7 @@
 //! tidemill.toml and the environment → [`Config`], checked; binds nothing.
 //!
-//! Every room owns its own `Config`; this one reads, merges and checks them. Handlers have manifests of their own
-//! ([`manifest`]), so that one can be dropped in while the host runs.
+//! Every room owns its own `Config`, in which each bound has a name (ARCH-6); this one reads, merges and checks them.
+//! Handlers have manifests of their own ([`manifest`]), so that one can be dropped in while the host runs.
 
 pub mod manifest;
 pub mod units;
@@ -9,9 +9,11 @@ pub mod units;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Deserialize;
+use tidemill_core::grants::Kind;
 
 use self::units::{SecretRef, Size, Span};
 use crate::broker::{embedded, kafka};
@@ -75,6 +77,48 @@ pub enum Kv {
     Memory(crate::store::memory::Config),
     /// A file.
     Sqlite(sqlite::KeyValueConfig),
+}
+
+/// Another backend in place of a configured one, for one command: `sql.NAME=URL`, `sql.NAME=FILE` or `kv.NAME=FILE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replacement {
+    /// `sql` or `kv`.
+    pub kind: Kind,
+    /// Which one.
+    pub name: String,
+    /// A PostgreSQL database's URL, where `${NAME}` is read from the environment, or a file of SQLite's.
+    value: String,
+}
+
+impl FromStr for Replacement {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts = || {
+            let (key, value) = text.split_once('=')?;
+            let (section, name) = key.split_once('.')?;
+            let kind = [Kind::Sql, Kind::Kv].into_iter().find(|kind| kind.key() == section)?;
+            let value = (!value.is_empty() && !name.is_empty()).then(|| value.to_owned())?;
+            Some(Self { kind, name: name.to_owned(), value })
+        };
+        parts().ok_or("write sql.NAME=postgres://…, sql.NAME=FILE or kv.NAME=FILE")
+    }
+}
+
+impl Replacement {
+    /// What names it in tidemill.toml.
+    pub fn key(&self) -> String {
+        format!("{}.{}", self.kind.key(), self.name)
+    }
+
+    fn is_url(&self) -> bool {
+        ["postgres://", "postgresql://", "${"].iter().any(|begin| self.value.starts_with(begin))
+    }
+
+    /// The file, from the folder in which the command runs.
+    fn file(&self) -> PathBuf {
+        std::path::absolute(&self.value).unwrap_or_else(|_| PathBuf::from(&self.value))
+    }
 }
 
 #[derive(Deserialize)]
@@ -201,6 +245,40 @@ impl Config {
             shutdown_deadline: file.shutdown_deadline.map_or(Duration::from_secs(30), |span| span.0),
             folder: folder.to_owned(),
         })
+    }
+
+    /// Puts another backend in the place of one of the same name, whose bounds stay where both are of one kind.
+    pub fn replace(&mut self, with: &Replacement) -> Result<(), Problem> {
+        let place = &with.name;
+        let missing = || {
+            let text = "is not in this file; --set puts another backend in the place of one that is configured";
+            Problem::invalid(&self.path, &with.key(), text)
+        };
+        match with.kind {
+            Kind::Sql => {
+                let old = self.sql.get(place).ok_or_else(missing)?;
+                let new = match old {
+                    Sql::Postgres(old) if with.is_url() => {
+                        Sql::Postgres(postgres::Config { url: SecretRef::Text(with.value.clone()), ..old.clone() })
+                    }
+                    Sql::Sqlite(_) if with.is_url() => {
+                        Sql::Postgres(postgres::Config::new(SecretRef::Text(with.value.clone())))
+                    }
+                    Sql::Sqlite(old) => Sql::Sqlite(sqlite::Config { file: with.file(), ..old.clone() }),
+                    Sql::Postgres(_) => Sql::Sqlite(sqlite::Config::new(with.file())),
+                };
+                self.sql.insert(place.clone(), new);
+            }
+            Kind::Kv => {
+                let new = match self.kv.get(place).ok_or_else(missing)? {
+                    Kv::Sqlite(old) => sqlite::KeyValueConfig { file: with.file(), ..old.clone() },
+                    Kv::Memory(_) => sqlite::KeyValueConfig::new(with.file()),
+                };
+                self.kv.insert(place.clone(), Kv::Sqlite(new));
+            }
+            Kind::Produce | Kind::Secret => return Err(missing()),
+        }
+        Ok(())
     }
 
     /// Refuses a configuration of a host that would do nothing.

@@ -6,6 +6,7 @@
 
 mod budget;
 mod commit;
+mod moving;
 mod partition;
 mod progress;
 
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use tidemill_core::lanes::Order;
 use tidemill_core::partition::Bounds;
-use tidemill_core::record::TopicPartition;
+use tidemill_core::record::{Offset, TopicPartition};
 use tidemill_core::transaction::Limits;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
@@ -27,9 +28,10 @@ use self::commit::Committer;
 pub use self::commit::database::OffsetStore;
 use self::commit::database::TakenOver;
 use self::commit::transaction::Transactor;
+pub use self::moving::{MoveError, Moved};
 pub use self::progress::{Membership, PartitionView, Progress};
 use crate::attempt::{Guarantee, Ownership};
-use crate::broker::{Broker, CommitError, Consumer, ConsumerEvent, Subscription};
+use crate::broker::{Broker, CommitError, Consumer, ConsumerEvent, ReaderOf, Subscription};
 use crate::fault::Fault;
 use crate::guest::Handler;
 use crate::metrics::{HandlerMetrics, Rebalance};
@@ -72,6 +74,8 @@ pub struct Group<B: Broker> {
     assigned: BTreeMap<TopicPartition, Assigned>,
     /// Commits instead of the group, where outputs and offsets belong together; runs as long as the handler.
     transactor: Option<Transactor<B>>,
+    /// Why records come, in the word that guests read.
+    delivery: &'static str,
     /// Counts assignments.
     epoch: u64,
     /// Earlier assignments whose progress is still committed: empty, unless the host is broken on purpose.
@@ -131,6 +135,7 @@ impl<B: Broker> Group<B> {
             offsets: None,
             assigned: BTreeMap::new(),
             transactor: None,
+            delivery: "live",
             epoch: 0,
             stale: Vec::new(),
         }
@@ -139,6 +144,11 @@ impl<B: Broker> Group<B> {
     /// The same, for [`Guarantee::SqlTransaction`]: offsets are kept in this database, together with what the guest writes.
     pub fn keeping_offsets_in(self, offsets: OffsetStore) -> Self {
         Self { offsets: Some(offsets), ..self }
+    }
+
+    /// The same for records that come once more: guests are told so.
+    pub fn replaying(self) -> Self {
+        Self { delivery: "replay", ..self }
     }
 
     /// Joins the group and consumes until `stop`; then drains, commits and leaves. Joins again when the client fails.
@@ -159,6 +169,7 @@ impl<B: Broker> Group<B> {
             self.membership.failed(&cause);
             tracing::error!(group = self.config.subscription.group, cause, "the consumer failed and joins again");
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(REJOIN_DELAY) => {}
                 () = stop.cancelled() => {}
             }
@@ -178,6 +189,7 @@ impl<B: Broker> Group<B> {
         let mut committer = Committer::new(&self.config, Arc::clone(&self.parts.metrics));
         let mut tick = tokio::time::interval(self.config.commit_interval);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let membership = Arc::clone(&self.membership);
         let end = loop {
             tokio::select! {
                 biased;
@@ -186,6 +198,11 @@ impl<B: Broker> Group<B> {
                 () = stop.cancelled() => break End::Stopped,
                 event = consumer.next_event() => {
                     if let Err(cause) = self.on_event(&mut consumer, &mut committer, event, stop).await {
+                        break End::Failed(cause);
+                    }
+                }
+                wish = membership.moves.next() => {
+                    if let Err(cause) = self.carry_out(&mut consumer, &mut committer, wish).await {
                         break End::Failed(cause);
                     }
                 }
@@ -199,7 +216,7 @@ impl<B: Broker> Group<B> {
         };
         let all: Vec<TopicPartition> = self.assigned.keys().cloned().collect();
         match end {
-            End::Stopped => self.give_back(&mut consumer, &mut committer, &all).await,
+            End::Stopped => drop(self.give_back(&mut consumer, &mut committer, &all).await),
             End::Failed(_) => self.abandon(&all).await,
         }
         consumer.close().await;
@@ -252,7 +269,8 @@ impl<B: Broker> Group<B> {
         partitions: &[TopicPartition],
         stop: &CancellationToken,
     ) -> Result<(), String> {
-        let TakenOver { mut owners, places } = tokio::select! {
+        let TakenOver { owners, places } = tokio::select! {
+            biased;
             taken = self.take_over(partitions) => taken?,
             () = stop.cancelled() => return Err("the handler stops while partitions are assigned".to_owned()),
         };
@@ -263,6 +281,18 @@ impl<B: Broker> Group<B> {
         } else {
             tracing::info!(group, partitions = %names(partitions), "partitions are assigned");
         }
+        self.begin(readers, owners, &places);
+        self.membership.joined();
+        Ok(())
+    }
+
+    /// Begins to consume partitions, each as an assignment of its own; `places` is where those begin that were told so.
+    fn begin(
+        &mut self,
+        readers: Vec<(TopicPartition, ReaderOf<B>)>,
+        mut owners: BTreeMap<TopicPartition, Arc<Ownership>>,
+        places: &BTreeMap<TopicPartition, Offset>,
+    ) {
         for (from, reader) in readers {
             self.epoch += 1;
             let progress = Arc::new(Progress::new(from.clone(), self.epoch));
@@ -273,19 +303,17 @@ impl<B: Broker> Group<B> {
             let revoked = CancellationToken::new();
             let owner = owners.remove(&from);
             let outbox = self.transactor.as_ref().map(|transactor| transactor.assigned(&progress));
+            self.membership.assigned(Arc::clone(&progress));
             let task = partition::spawn(
                 Arc::clone(&self.parts),
                 self.config.clone(),
                 reader,
                 Arc::clone(&progress),
-                partition::Ties { owner: owner.clone(), outbox, paused: self.membership.pauses() },
+                partition::Ties { owner: owner.clone(), outbox, delivery: self.delivery },
                 revoked.clone(),
             );
-            self.membership.assigned(Arc::clone(&progress));
             self.assigned.insert(from, Assigned { progress, revoked, owner, task });
         }
-        self.membership.joined();
-        Ok(())
     }
 
     /// Takes the database's rows of partitions over, where offsets are kept in one.
@@ -311,12 +339,13 @@ impl<B: Broker> Group<B> {
     }
 
     /// Stops partitions the good way: calls in hand finish or are stopped at the deadline, then the frontier is committed.
+    /// Answers whether it is known by then what became of that commit.
     async fn give_back(
         &mut self,
         consumer: &mut B::Consumer,
         committer: &mut Committer,
         partitions: &[TopicPartition],
-    ) {
+    ) -> bool {
         let started = Instant::now();
         let mut leaving: Vec<Assigned> = partitions.iter().filter_map(|from| self.assigned.remove(from)).collect();
         for assigned in &leaving {
@@ -343,13 +372,15 @@ impl<B: Broker> Group<B> {
                 }
             }
         };
-        if tokio::time::timeout(LAST_COMMIT_DEADLINE, last).await.is_err() {
+        let known = tokio::time::timeout(LAST_COMMIT_DEADLINE, last).await.is_ok();
+        if !known {
             tracing::warn!(partitions = %names(partitions), "the last commit was not confirmed in time; up to what was not committed is delivered again");
         }
         self.forget(partitions);
         for assigned in leaving {
             self.membership.released(&assigned.progress);
         }
+        known
     }
 
     /// Waits for a partition's task. At most once, the task waits for commits in turn, which go on meanwhile.

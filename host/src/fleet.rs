@@ -6,6 +6,7 @@
 
 mod error;
 mod hazards;
+mod offsets;
 mod pauses;
 mod roster;
 mod stamp;
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::error::HandlerError;
 use self::hazards::Lookout;
+pub use self::offsets::{Reset, ResetError, Where, reset};
 pub use self::pauses::Pauses;
 pub use self::roster::{Roster, Running, State};
 use self::stamp::Stamp;
@@ -226,7 +228,18 @@ impl<B: Broker> Fleet<B> {
     /// Reads, checks and compiles a handler.
     async fn load(&self, folder: &Path, purpose: Purpose) -> Result<Running, HandlerError> {
         let stamp = Stamp::of(folder);
-        let spec = HandlerSpec::read(folder).map_err(HandlerError::Manifest)?;
+        self.load_as(HandlerSpec::read(folder).map_err(HandlerError::Manifest)?, stamp, purpose).await
+    }
+
+    /// Loads a handler to consume once what its broker gives it, and makes the group that does so. Nobody follows its folder.
+    pub async fn once(&self, spec: HandlerSpec) -> Result<(Running, Group<B>), HandlerError> {
+        let stamp = Stamp::of(&spec.folder);
+        let running = self.load_as(spec, stamp, Purpose::Run).await?;
+        let group = self.group(&running, self.dead_letters(&running.spec));
+        Ok((running, group))
+    }
+
+    async fn load_as(&self, spec: HandlerSpec, stamp: Stamp, purpose: Purpose) -> Result<Running, HandlerError> {
         let handler = spec.name.clone();
         let bytes = read_module(&spec)?;
         let metrics = self.parts.metrics.handler(&handler);
@@ -272,22 +285,12 @@ impl<B: Broker> Fleet<B> {
         Ok(())
     }
 
-    fn launch(&self, name: &str, running: Running) {
+    fn launch(&self, name: &str, mut running: Running) {
+        running.admin = self.admin();
         let spec = &running.spec;
         let metrics = self.parts.metrics.handler(name);
         metrics.live(&running.live.digest());
-        let dead_letters = DeadLetters {
-            handler: name.into(),
-            group: spec.consumer.subscription.group.as_str().into(),
-            topic: spec.dead_letters.topic.as_deref().map(Into::into),
-            headers: spec.dead_letters.headers,
-        };
-        let settler = Settler::new(
-            Arc::clone(&self.parts.producer),
-            spec.retry.clone(),
-            dead_letters.clone(),
-            Arc::clone(&metrics),
-        );
+        let dead_letters = self.dead_letters(spec);
         let membership = Arc::clone(&running.membership);
         if self.parts.pauses.has(name) {
             membership.pause(true);
@@ -296,18 +299,7 @@ impl<B: Broker> Fleet<B> {
                 "the handler is paused, as an operator wants it; `tidemill resume {name}` lets it go on"
             );
         }
-        let mut group = Group::new(
-            self.parts.broker.clone(),
-            spec.consumer.clone(),
-            Arc::clone(&running.live) as Arc<dyn crate::guest::Handler>,
-            settler,
-            Arc::clone(&metrics),
-            membership,
-            Arc::clone(&self.parts.budget),
-        );
-        if let Some(offsets) = self.offsets(spec) {
-            group = group.keeping_offsets_in(offsets);
-        }
+        let group = self.group(&running, dead_letters.clone());
         let lookout = Lookout {
             spec: spec.clone(),
             dead_letters,
@@ -317,7 +309,7 @@ impl<B: Broker> Fleet<B> {
             hidden: BTreeMap::new(),
         };
         // Without one the broker is away, which others report.
-        if let Some(admin) = self.admin() {
+        if let Some(admin) = running.admin.clone() {
             tokio::spawn(lookout.run(admin, running.stop.clone()));
         }
         let task = tokio::spawn(group.run(running.stop.clone()));
@@ -334,6 +326,36 @@ impl<B: Broker> Fleet<B> {
         let paused = self.parts.pauses.has(name);
         membership.pause(paused);
         metrics.paused.set(i64::from(paused));
+    }
+
+    fn dead_letters(&self, spec: &HandlerSpec) -> DeadLetters {
+        DeadLetters {
+            handler: spec.name.as_str().into(),
+            group: spec.consumer.subscription.group.as_str().into(),
+            topic: spec.dead_letters.topic.as_deref().map(Into::into),
+            headers: spec.dead_letters.headers,
+        }
+    }
+
+    /// What consumes for a handler.
+    fn group(&self, running: &Running, dead_letters: DeadLetters) -> Group<B> {
+        let spec = &running.spec;
+        let metrics = self.parts.metrics.handler(&spec.name);
+        let producer = Arc::clone(&self.parts.producer);
+        let settler = Settler::new(producer, spec.retry.clone(), dead_letters, Arc::clone(&metrics));
+        let group = Group::new(
+            self.parts.broker.clone(),
+            spec.consumer.clone(),
+            Arc::clone(&running.live) as Arc<dyn crate::guest::Handler>,
+            settler,
+            metrics,
+            Arc::clone(&running.membership),
+            Arc::clone(&self.parts.budget),
+        );
+        match self.offsets(spec) {
+            Some(offsets) => group.keeping_offsets_in(offsets),
+            None => group,
+        }
     }
 
     /// One for all handlers: it has connections of its own.

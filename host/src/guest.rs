@@ -5,6 +5,7 @@
 pub mod bindings;
 mod cache;
 mod check;
+mod clock;
 mod convert;
 mod engine;
 mod entry;

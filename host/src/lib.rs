@@ -17,6 +17,7 @@ pub mod guest;
 pub mod http;
 pub mod ingest;
 pub mod metrics;
+pub mod replay;
 pub mod settle;
 pub mod store;
 pub mod telemetry;

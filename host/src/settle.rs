@@ -116,14 +116,7 @@ impl Settler {
             Ok(outcomes) => {
                 let mut counts = [0_u64; 5];
                 outcomes.iter().for_each(|outcome| counts[kind(outcome) as usize] += 1);
-                let kinds = [
-                    OutcomeKind::Ack,
-                    OutcomeKind::Skip,
-                    OutcomeKind::Retry,
-                    OutcomeKind::DeadLetter,
-                    OutcomeKind::Untouched,
-                ];
-                for kind in kinds.into_iter().filter(|kind| counts[*kind as usize] > 0) {
+                for kind in OutcomeKind::ALL.into_iter().filter(|kind| counts[*kind as usize] > 0) {
                     revision.outcomes(kind).inc_by(counts[kind as usize]);
                 }
             }
@@ -309,8 +302,9 @@ impl Settler {
             let written = self.dead_letters.write(&*self.producer, &self.metrics, &self.stalled, revoked, &dead).await;
             // Not to be called again before the partition is gone, and no reason to hold up its drain.
             let again = Verdict::Retry { after: dead_letter::DELAY_MAX, charge: false };
-            let verdict = written.map_or(again, |()| Verdict::Settled);
-            indexes.into_iter().for_each(|index| verdicts.set(index, verdict));
+            for (index, written) in indexes.into_iter().zip(written) {
+                verdicts.set(index, if written { Verdict::Settled } else { again });
+            }
         }
         let verdicts = verdicts.finish();
         produced::keep_settled(&mut produced, &verdicts);

@@ -9,6 +9,11 @@ use xtask::lab::wait;
 
 use crate::checker::{self, Allowed, Commit, Faults, Stored};
 use crate::client::Load;
+use crate::faults::lab::Lab;
+use crate::faults::mode::{EXACTLY_ONCE_KAFKA, EXACTLY_ONCE_POSTGRES, Mode};
+use crate::faults::scene::Scene;
+use crate::faults::stage::Play;
+use crate::faults::{Fault, Form, runner};
 use crate::host::{Handler, Setup};
 use crate::ledger::Body;
 use crate::raw_headers::RawHeader;
@@ -24,7 +29,16 @@ pub struct Breakage {
     pub name: &'static str,
     /// The checks that have to see it, each. Others may.
     pub by: &'static [&'static str],
-    run: fn() -> Result<Faults>,
+    story: Story,
+}
+
+/// In which that shows.
+#[derive(Debug)]
+enum Story {
+    /// One that is told here.
+    Own(fn() -> Result<Faults>),
+    /// A row of the table of faults, with the fault done so many times, at a load that a broken host can bear.
+    Row { fault: &'static str, mode: &'static Mode, times: u32, rate: f64 },
 }
 
 /// All of them.
@@ -32,13 +46,36 @@ pub const BREAKAGES: &[Breakage] = &[
     Breakage {
         name: "commit-before-success",
         by: &["commits never pass unsettled work", "nothing lost"],
-        run: commit_before_success,
+        story: Story::Own(commit_before_success),
     },
-    Breakage { name: "ignore-epoch", by: &["commits never fall"], run: ignore_epoch },
-    Breakage { name: "drop-on-full", by: &["nothing lost"], run: drop_on_full },
-    Breakage { name: "commit-past-gap", by: &["commits never pass unsettled work"], run: commit_past_gap },
-    Breakage { name: "letter-not-awaited", by: &["nothing lost"], run: letter_not_awaited },
-    Breakage { name: "offsets-outside-transaction", by: &["nothing lost"], run: offsets_outside_transaction },
+    Breakage { name: "ignore-epoch", by: &["commits never fall"], story: Story::Own(ignore_epoch) },
+    Breakage { name: "drop-on-full", by: &["nothing lost"], story: Story::Own(drop_on_full) },
+    Breakage {
+        name: "commit-past-gap",
+        by: &["commits never pass unsettled work"],
+        story: Story::Own(commit_past_gap),
+    },
+    Breakage { name: "letter-not-awaited", by: &["nothing lost"], story: Story::Own(letter_not_awaited) },
+    Breakage {
+        name: "offsets-outside-transaction",
+        by: &["nothing lost"],
+        story: Story::Own(offsets_outside_transaction),
+    },
+    Breakage {
+        name: "new-transaction-after-unknown",
+        by: &["duplicates within the bound"],
+        story: Story::Row { fault: "commit-answer-lost", mode: &EXACTLY_ONCE_KAFKA, times: 1, rate: 300.0 },
+    },
+    Breakage {
+        name: "offset-apart",
+        by: &["duplicates within the bound"],
+        story: Story::Row { fault: "only-host-killed", mode: &EXACTLY_ONCE_POSTGRES, times: 2, rate: 100.0 },
+    },
+    Breakage {
+        name: "ignore-fence",
+        by: &["duplicates within the bound"],
+        story: Story::Row { fault: "host-dispossessed", mode: &EXACTLY_ONCE_POSTGRES, times: 1, rate: 300.0 },
+    },
 ];
 
 impl Breakage {
@@ -54,8 +91,19 @@ impl Breakage {
     }
 
     /// Runs a host that is broken so; what the judge saw.
-    pub fn run(&self) -> Result<Faults> {
-        (self.run)().with_context(|| format!("with the host broken by `{}`", self.name))
+    pub fn run(&self, lab: &mut Lab) -> Result<Faults> {
+        let seen = match &self.story {
+            Story::Own(tell) => tell(),
+            Story::Row { fault, mode, times, rate } => self.play(lab, fault, mode, *times, *rate),
+        };
+        seen.with_context(|| format!("with the host broken by `{}`", self.name))
+    }
+
+    fn play(&self, lab: &mut Lab, fault: &str, mode: &'static Mode, times: u32, rate: f64) -> Result<Faults> {
+        let fault = Fault::named(fault)?;
+        let (scene, seed) = (Scene { rate, ..fault.scene }, fastrand::u64(..));
+        let play = Play { scene, mode, form: Form::QUICK, seed, broken: Some(self.name) };
+        Ok(runner::played(lab, fault, &play, times)?.verdict.faults)
     }
 }
 

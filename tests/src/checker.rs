@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 
 use crate::ledger::{Body, Fate, Place};
 
@@ -35,9 +36,12 @@ pub struct Evidence {
     pub moments: Vec<Standing>,
     /// The numbers of the storings that a reader saw who read along, where there was one.
     pub read_along: Option<BTreeSet<i64>>,
-    /// Below these offsets, by partition, the log was emptied before everything was read.
-    pub expired: BTreeMap<i32, i64>,
+    /// These offsets, by partition, were deleted from the log before they were settled.
+    pub expired: Expired,
 }
+
+/// Offsets by partition.
+pub type Expired = BTreeMap<i32, Vec<Range<i64>>>;
 
 /// How things stood at a moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -242,9 +246,14 @@ impl Stored {
     }
 }
 
+/// Whether a place is among them.
+pub fn is_expired(expired: &Expired, place: &Place) -> bool {
+    expired.get(&place.partition).into_iter().flatten().any(|gone| gone.contains(&place.offset))
+}
+
 fn lost(evidence: &Evidence, arrived: &BTreeSet<Body>, faults: &mut Vec<Fault>) {
     let kept = |fate: &Fate| match fate {
-        Fate::Acked(place) => evidence.expired.get(&place.partition).is_none_or(|below| place.offset >= *below),
+        Fate::Acked(place) => !is_expired(&evidence.expired, place),
         Fate::Failed | Fate::Unknown => false,
     };
     let owed = evidence.sent.iter().filter(|(body, fate)| kept(fate) && !arrived.contains(body));
@@ -309,8 +318,10 @@ fn commits(evidence: &Evidence, faults: &mut Vec<Fault>) {
             Some(from) if from > offset => faults.push(Fault::CommitFell { partition, from, to: offset }),
             _ => {}
         }
-        if unsettled > 0 && !evidence.expired.contains_key(&partition) {
-            faults.push(Fault::CommitAhead { partition, committed: offset, unsettled });
+        let below = |gone: &Range<i64>| (gone.end.min(offset) - gone.start).max(0);
+        let gone: i64 = evidence.expired.get(&partition).into_iter().flatten().map(below).sum();
+        if unsettled > gone {
+            faults.push(Fault::CommitAhead { partition, committed: offset, unsettled: unsettled - gone });
         }
     }
 }

@@ -210,7 +210,9 @@ impl Host {
     /// Runs a command of the binary that asks this host, and returns what it says.
     pub fn ask(&self, arguments: &[&str]) -> Result<String> {
         let address = self.addresses.admin.context("this host has no admin endpoint")?;
-        let output = Command::new(binary()).args(arguments).args(["--admin", &format!("http://{address}")]).output()?;
+        let mut command = Command::new(binary());
+        command.current_dir(self.folder.path()).args(arguments).args(["--admin", &format!("http://{address}")]);
+        let output = command.output()?;
         ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }

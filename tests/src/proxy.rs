@@ -1,7 +1,9 @@
-//! A TCP proxy on loopback that can be told to be slow, to say nothing, or to cut what goes through it.
+//! A TCP proxy on loopback that can be told to be slow, to say nothing, to cut what goes through it, or to lie in wait for the
+//! end of a transaction.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,6 +31,18 @@ pub enum Link {
     Cut,
 }
 
+/// What befalls requests that end a transaction, until the link is set again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trap {
+    /// They go through, and nothing that the broker says on their connections from then on does.
+    LosesAnswers,
+    /// The first one waits.
+    Holds,
+}
+
+/// Kafka's number of the request that ends a transaction.
+const END_TRANSACTION: u16 = 26;
+
 /// A proxy. Dropping it cuts what goes through it.
 pub struct Proxy {
     port: u16,
@@ -39,6 +53,8 @@ struct State {
     link: Link,
     /// Counts changes of the link: a connection that was made, or has lost bytes, before one is told by it.
     changes: u64,
+    trap: Option<Trap>,
+    caught: u64,
     connections: usize,
     carried: u64,
     ended: bool,
@@ -50,7 +66,8 @@ impl Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).with_context(|| format!("listen on {port}"))?;
         listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
-        let state = State { link: Link::Open, changes: 0, connections: 0, carried: 0, ended: false };
+        let state =
+            State { link: Link::Open, changes: 0, trap: None, caught: 0, connections: 0, carried: 0, ended: false };
         let state = Arc::new(Mutex::new(state));
         let shared = Arc::clone(&state);
         thread::spawn(move || accept(&listener, to, &shared));
@@ -67,6 +84,17 @@ impl Proxy {
         let mut state = locked(&self.state);
         state.link = link;
         state.changes += 1;
+        state.trap = None;
+    }
+
+    /// Sets a trap, whatever the link is.
+    pub fn set_trap(&self, trap: Trap) {
+        locked(&self.state).trap = Some(trap);
+    }
+
+    /// How many requests traps have caught.
+    pub fn caught(&self) -> u64 {
+        locked(&self.state).caught
     }
 
     /// How many connections go through it now.
@@ -117,19 +145,29 @@ fn carry(front: TcpStream, to: u16, state: &Arc<Mutex<State>>) {
     let Ok(back) = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) else { return };
     let (Ok(front_too), Ok(back_too)) = (front.try_clone(), back.try_clone()) else { return };
     locked(state).connections += 1;
+    let deaf = AtomicBool::new(false);
     thread::scope(|scope| {
-        scope.spawn(|| one_way(front, back, state));
-        one_way(back_too, front_too, state);
+        scope.spawn(|| one_way(Way::In, front, back, state, &deaf));
+        one_way(Way::Out, back_too, front_too, state, &deaf);
     });
     locked(state).connections -= 1;
 }
 
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// To the server.
+    In,
+    /// From it.
+    Out,
+}
+
 /// Carries bytes one way. Whatever ends it ends the other way too.
-fn one_way(mut from: TcpStream, mut to: TcpStream, state: &Mutex<State>) {
+fn one_way(way: Way, mut from: TcpStream, mut to: TcpStream, state: &Mutex<State>, deaf: &AtomicBool) {
     // A way that can't be set up, read or written is at its end; the connection's peers learn it by the shutdown.
     let ready = from.set_nodelay(true).and_then(|()| to.set_nodelay(true)).and(from.set_read_timeout(Some(TURN)));
     if ready.is_ok() {
-        carry_bytes(&mut from, &mut to, state);
+        carry_bytes(way, &mut from, &mut to, state, deaf);
     }
     for socket in [&from, &to] {
         if socket.shutdown(Shutdown::Both).is_err() {
@@ -138,7 +176,7 @@ fn one_way(mut from: TcpStream, mut to: TcpStream, state: &Mutex<State>) {
     }
 }
 
-fn carry_bytes(from: &mut TcpStream, to: &mut TcpStream, state: &Mutex<State>) {
+fn carry_bytes(way: Way, from: &mut TcpStream, to: &mut TcpStream, state: &Mutex<State>, deaf: &AtomicBool) {
     let mut chunk = vec![0; CHUNK_BYTES];
     // Since which change bytes were lost.
     let mut lost: Option<u64> = None;
@@ -156,6 +194,11 @@ fn carry_bytes(from: &mut TcpStream, to: &mut TcpStream, state: &Mutex<State>) {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
             Err(_) => return,
         };
+        match way {
+            Way::In if ends_transaction(&chunk[..count]) => befall(state, deaf),
+            Way::Out if deaf.load(Ordering::SeqCst) => continue,
+            Way::In | Way::Out => {}
+        }
         // It may have changed while nothing came.
         let (link, changes) = {
             let state = locked(state);
@@ -174,6 +217,35 @@ fn carry_bytes(from: &mut TcpStream, to: &mut TcpStream, state: &Mutex<State>) {
             return;
         }
         locked(state).carried += count as u64;
+    }
+}
+
+/// Such a request comes alone: the coordinator of transactions has a connection of its own, and is asked one thing at a time.
+fn ends_transaction(bytes: &[u8]) -> bool {
+    bytes.get(4..6).is_some_and(|number| number == END_TRANSACTION.to_be_bytes())
+        && bytes.get(..4).is_some_and(|length| length == u32::try_from(bytes.len() - 4).unwrap_or(0).to_be_bytes())
+}
+
+/// What the trap does, if one is set, to a request that is about to go through.
+fn befall(state: &Mutex<State>, deaf: &AtomicBool) {
+    let (trap, changes) = {
+        let mut state = locked(state);
+        let trap = state.trap.take_if(|trap| *trap == Trap::Holds).or(state.trap);
+        state.caught += u64::from(trap.is_some());
+        (trap, state.changes)
+    };
+    match trap {
+        Some(Trap::LosesAnswers) => deaf.store(true, Ordering::SeqCst),
+        Some(Trap::Holds) => {
+            let is_held = || {
+                let state = locked(state);
+                state.changes == changes && !state.ended
+            };
+            while is_held() {
+                thread::sleep(TURN);
+            }
+        }
+        None => {}
     }
 }
 
@@ -218,8 +290,13 @@ mod tests {
         }
 
         fn echoes(&mut self) -> bool {
-            let mut answer = [0; 4];
-            self.client.write_all(b"ping").is_ok() && self.client.read_exact(&mut answer).is_ok() && &answer == b"ping"
+            self.answers(b"ping")
+        }
+
+        fn answers(&mut self, question: &[u8]) -> bool {
+            let mut answer = vec![0; question.len()];
+            let asked = self.client.write_all(question).and_then(|()| self.client.read_exact(&mut answer));
+            asked.is_ok() && answer == question
         }
     }
 
@@ -271,5 +348,36 @@ mod tests {
         line.proxy.set(Link::Open);
         line.client = connected(&line.proxy);
         assert!(line.echoes());
+    }
+
+    /// A request of four bytes, its length before it, that ends a transaction.
+    const END: &[u8] = &[0, 0, 0, 4, 0, 26, 0, 3];
+
+    #[test]
+    fn a_trap_loses_the_answers_to_ends_of_transactions_and_to_nothing_else() {
+        let mut line = Line::new();
+        line.proxy.set_trap(Trap::LosesAnswers);
+        assert!(line.echoes(), "this is no end");
+        assert!(!line.answers(END));
+        assert_eq!(line.proxy.caught(), 1);
+        assert!(!line.echoes(), "the connection stays deaf");
+        line.client = connected(&line.proxy);
+        assert!(line.echoes(), "and no other connection is");
+        assert!(!line.answers(END), "until it ends a transaction as well");
+        line.proxy.set(Link::Open);
+        line.client = connected(&line.proxy);
+        assert!(line.answers(END));
+    }
+
+    #[test]
+    fn a_trap_holds_the_end_of_a_transaction_until_the_link_is_set() {
+        let mut line = Line::new();
+        line.proxy.set_trap(Trap::Holds);
+        assert!(!line.answers(END), "it is held");
+        line.proxy.set(Link::Open);
+        let mut answer = [0; 8];
+        line.client.read_exact(&mut answer).expect("it comes late");
+        assert_eq!(answer, END);
+        assert!(line.answers(END));
     }
 }

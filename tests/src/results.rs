@@ -1,9 +1,10 @@
-//! Where a handler's work is seen from outside: in a table, or in a topic that it forwards to.
+//! Where a handler's work is seen from outside: in a table, in books, or in a topic that it forwards to.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 
+use crate::books::{Books, Entry};
 use crate::checker::Stored;
 use crate::ledger::Place;
 use crate::scenario::Scenario;
@@ -17,6 +18,19 @@ pub enum Results {
     Table(Sink),
     /// What guests forward as it came.
     Topic(Forwarded),
+    /// The books of the guest `ledger`.
+    Books(Booked),
+}
+
+/// Books, and the topic that their records come from.
+#[derive(Debug, Clone)]
+pub struct Booked {
+    /// `bootstrap.servers`.
+    pub bootstrap: String,
+    /// Where records come from.
+    pub source: String,
+    /// The books.
+    pub books: Books,
 }
 
 /// A topic that is forwarded to, and the one that its records come from.
@@ -39,6 +53,7 @@ impl Results {
         match self {
             Results::Table(sink) => sink.stored(),
             Results::Topic(forwarded) => forwarded.stored(),
+            Results::Books(booked) => booked.stored(),
         }
     }
 
@@ -49,6 +64,7 @@ impl Results {
             Results::Topic(forwarded) => {
                 Ok(topics::ends(&forwarded.bootstrap, &forwarded.out)?.first().copied().unwrap_or(0) - 1)
             }
+            Results::Books(booked) => booked.books.last(),
         }
     }
 
@@ -57,6 +73,7 @@ impl Results {
         match self {
             Results::Table(sink) => sink.count(),
             Results::Topic(_) => Ok(usize::try_from(self.written()? + 1)?),
+            Results::Books(booked) => Ok(booked.books.entries()?.len()),
         }
     }
 
@@ -68,7 +85,33 @@ impl Results {
                 Ok(Box::new(move |partition, offset| sink.count_below(partition, offset)))
             }
             Results::Topic(forwarded) => forwarded.counter(),
+            Results::Books(booked) => {
+                let books = booked.books.clone();
+                Ok(Box::new(move |partition, offset| {
+                    let is_below = |place: &Place| place.partition == partition && place.offset < offset;
+                    let entries = books.entries()?;
+                    let places: BTreeSet<Place> = entries.iter().map(|entry| entry.place).filter(is_below).collect();
+                    Ok(i64::try_from(places.len())?)
+                }))
+            }
         }
+    }
+}
+
+impl Booked {
+    /// An entry has its record's id and key; the value is the source's.
+    fn stored(&self) -> Result<Vec<Stored>> {
+        let entries = self.books.entries()?;
+        let source = topics::read(&self.bootstrap, &self.source)?;
+        let values: BTreeMap<Place, Option<Vec<u8>>> =
+            source.into_iter().map(|kept| (kept.place, kept.value)).collect();
+        let stored = |entry: Entry| Stored {
+            place: entry.place,
+            written: entry.number,
+            key: Some(entry.account.into_bytes()),
+            value: values.get(&entry.place).cloned().flatten(),
+        };
+        Ok(entries.into_iter().map(stored).collect())
     }
 }
 

@@ -14,10 +14,12 @@ mod promises {
     mod letters;
     mod means;
     mod modes;
+    mod moved;
     mod offsets;
     mod pause;
     mod policy;
     mod postgres;
+    mod replay;
     mod stored;
     mod swap;
     mod takeover;

@@ -88,6 +88,11 @@ const NOT_HERE: &[(&str, &[&str], &str)] = &[
     ),
     ("host/core/src", &["print", "println", "eprint", "eprintln"], "return it as data (ARCH-2)"),
     ("host/src/consumer/partition.rs", &["Mutex", "RwLock"], "send the partition's task an event (ARCH-5)"),
+    (
+        "host/src/consumer",
+        &["watch"],
+        "who waits on it is woken in random order; tell each one with a `Notify` of its own (ADR 17)",
+    ),
 ];
 
 /// The files with unsafe code, or with leave for code that is generated there.
@@ -101,6 +106,12 @@ const UNSAFE: &[(&str, &str)] = &[
     ("host/src/guest/cache.rs", "loading compiled code"),
     ("tests/src/raw_headers.rs", "header names that are not UTF-8"),
 ];
+
+/// Invariants of which there is nothing to be tested yet.
+const UNBUILT: &[(&str, &str)] = &[(concat!("REV", "-3"), "there is no canary")];
+
+/// Where a record's path must be the same for the same events: no room on it throws dice of its own.
+const DICELESS: &[&str] = &["attempt", "consumer", "settle"];
 
 /// First folders of paths that exist on one machine only.
 const MACHINE_FOLDERS: &[&str] = &["home", "root", "Users", "work"];
@@ -210,6 +221,86 @@ fn unsafe_code_is_where_the_list_says() {
 }
 
 #[test]
+fn each_invariant_stands_in_the_code_in_a_test_and_in_its_assertion() {
+    let all = invariants();
+    assert!(all.len() >= 23, "section 7 has its invariants: {all:?}");
+    let (code, tests) = (sources_without_tests(""), tests_of(&sources("")));
+    for number in &all {
+        let mut documented = code.iter().flat_map(|source| source.text.lines()).filter(|line| is_doc(line));
+        let is_documented = documented.any(|line| names(line, number));
+        let is_asserted = lines(&tests).any(|(_, _, line)| names(line, number));
+        if let Some((_, why)) = UNBUILT.iter().find(|(unbuilt, _)| unbuilt == number) {
+            assert!(!is_documented && !is_asserted, "{number} has code by now ({why}?); take its line out of UNBUILT");
+            continue;
+        }
+        assert!(is_documented, "{number} is in no doc comment of the code that keeps it");
+        assert!(is_asserted, "{number} is in no test's assertion: break it, and see which test should say so");
+    }
+}
+
+#[test]
+fn the_code_names_no_invariant_that_is_none() {
+    let all = invariants();
+    let is_family = |number: &String| all.iter().any(|known| known.split('-').next() == number.split('-').next());
+    let mut breaches = Breaches::default();
+    for source in &sources("") {
+        for (line, number) in source.text.lines().zip(1..) {
+            if let Some(unknown) = numbers(line).iter().find(|found| is_family(found) && !all.contains(found)) {
+                let cure = format!("{unknown} is not in section 7 of ARCHITECTURE.md");
+                breaches.note(&source.path, number, line, &cure);
+            }
+        }
+    }
+    breaches.none();
+}
+
+/// The numbers of section 7 of ARCHITECTURE.md.
+fn invariants() -> Vec<String> {
+    let architecture = fs::read_to_string(tree::root().join("ARCHITECTURE.md")).expect("the architecture");
+    let section = architecture.split("\n## ").find(|section| section.starts_with("7. Invariants"));
+    numbers(section.expect("section 7"))
+}
+
+#[test]
+fn each_select_on_a_records_path_says_its_order() {
+    let mut breaches = Breaches::default();
+    for source in sources_without_tests("host/src").iter().filter(|it| DICELESS.iter().any(|room| it.is_in(room))) {
+        let text: Vec<&str> = source.text.lines().collect();
+        for (at, line) in text.iter().enumerate().filter(|(_, line)| code_of(line).contains("select! {")) {
+            if text.get(at + 1).map(|next| next.trim()) != Some("biased;") {
+                let cure = "begin it with `biased;`: which branch is looked at first is no matter of chance (ADR 17)";
+                breaches.note(&source.path, at + 1, line, cure);
+            }
+        }
+    }
+    breaches.none();
+}
+
+#[test]
+fn queues_have_bounds() {
+    let mut breaches = Breaches::default();
+    let sources = sources_without_tests("host/src");
+    // The contract is a test, and what the log's writer takes is bounded in bytes before it is queued.
+    let bounded = |source: &Source| source.is_in("broker/contract") || source.is_in("broker/embedded");
+    for (source, number, code) in lines(&sources).filter(|(source, _, _)| !bounded(source)) {
+        if has_word(code, "unbounded_channel") || has_word(code, "UnboundedSender") || code.contains("mpsc::{channel") {
+            breaches.note(&source.path, number, code, "give it a bound with a name (ARCH-6)");
+        }
+    }
+    breaches.none();
+}
+
+#[test]
+fn only_the_promises_run_on_servers() {
+    for manifest in ["host/Cargo.toml", "host/core/Cargo.toml", "guest-sdk/Cargo.toml"] {
+        let servers = ["tests", "xtask"]
+            .into_iter()
+            .find(|name| section(manifest, "dev-dependencies").iter().any(|it| it == name));
+        assert_eq!(servers, None, "{manifest}: what needs a server is a promise in tests/ (ARCH-8)");
+    }
+}
+
+#[test]
 fn no_file_names_a_folder_of_one_machine() {
     let mut breaches = Breaches::default();
     for (path, bytes) in files("") {
@@ -286,6 +377,54 @@ fn sources_without_tests(place: &str) -> Vec<Source> {
     sources
 }
 
+/// What [`sources_without_tests`] leaves out, and the contracts, which are tests that several implementations share.
+fn tests_of(sources: &[Source]) -> Vec<Source> {
+    let tests = sources.iter().filter_map(|Source { path, text }| {
+        let whole = ["/tests/", "/contract/"].iter().any(|folder| path.contains(folder)) || path.ends_with("/tests.rs");
+        let start = if whole { Some(0) } else { text.find("#[cfg(test)]\nmod tests {") };
+        start.map(|start| Source { path: path.clone(), text: text[start..].to_owned() })
+    });
+    tests.collect()
+}
+
+fn is_doc(line: &str) -> bool {
+    let line = line.trim_start();
+    line.starts_with("///") || line.starts_with("//!")
+}
+
+/// The numbers of invariants in a text, each once: capitals, a hyphen and digits.
+fn numbers(text: &str) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for word in text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '-') {
+        let is_number = word.split_once('-').is_some_and(|(name, digits)| {
+            let digits = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_uppercase()) && digits
+        });
+        if is_number && !found.iter().any(|known| known == word) {
+            found.push(word.to_owned());
+        }
+    }
+    found
+}
+
+/// Whether a line names an invariant, by its number or within a row such as `OFF-1 to OFF-3`.
+fn names(line: &str, number: &str) -> bool {
+    let named = numbers(line);
+    let split = |number: &str| {
+        let (name, digits) = number.split_once('-').expect("a number has a hyphen");
+        (name.to_owned(), digits.parse::<u32>().expect("digits"))
+    };
+    let (name, wanted) = split(number);
+    let row = named.windows(2).any(|pair| {
+        let ((first, from), (last, to)) = (split(&pair[0]), split(&pair[1]));
+        first == name
+            && last == name
+            && (from..=to).contains(&wanted)
+            && line.contains(&format!("{} to {}", pair[0], pair[1]))
+    });
+    row || named.iter().any(|named| named == number)
+}
+
 /// Each line of code with its number, comments left out.
 fn lines(sources: &[Source]) -> impl Iterator<Item = (&Source, usize, &str)> {
     sources
@@ -323,9 +462,14 @@ fn words<'a>(code: &'a str, word: &str) -> impl Iterator<Item = &'a str> {
 
 /// The names under `[dependencies]`.
 fn dependencies(manifest: &str) -> Vec<String> {
+    section(manifest, "dependencies")
+}
+
+/// The names under a heading of a manifest; none where it is not there.
+fn section(manifest: &str, heading: &str) -> Vec<String> {
     let text = fs::read_to_string(tree::root().join(manifest)).expect("the manifest is there");
-    let section = text.split("\n[").find_map(|section| section.strip_prefix("dependencies]"));
-    let lines = section.expect("it has dependencies").lines().map(str::trim);
+    let section = text.split("\n[").find_map(|section| section.strip_prefix(heading)?.strip_prefix(']'));
+    let lines = section.unwrap_or_default().lines().map(str::trim);
     let entries = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
     entries.filter_map(|line| line.split(['.', ' ', '=']).next()).map(str::to_owned).collect()
 }

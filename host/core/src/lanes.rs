@@ -207,11 +207,12 @@ impl Lanes {
         })
     }
 
-    /// Takes the records of the next call: ready lanes in turn, from each its first records, in offset order overall.
-    pub fn take(&mut self, records_max: usize, bytes_max: usize) -> Vec<Entry> {
+    /// Takes the records of the next call: so many ready lanes in turn, from each its first records, in offset order overall.
+    pub fn take(&mut self, lanes_max: usize, records_max: usize, bytes_max: usize) -> Vec<Entry> {
         let mut taken = Vec::with_capacity(records_max.min(self.ready.len().max(8)));
         let mut room = Room { records: records_max.max(1), bytes: bytes_max };
-        while let Some(&id) = self.ready.front() {
+        for _lane in 0..lanes_max.max(1) {
+            let Some(&id) = self.ready.front() else { break };
             let before = taken.len();
             let lane = &mut self.lanes[id as usize];
             while let Some(entry) = lane.queue.front()
@@ -316,9 +317,9 @@ impl Lanes {
         self.waiting.first().map(|(until, _)| *until)
     }
 
-    /// Whether a lane is ready to run.
-    pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+    /// How many lanes are ready to run.
+    pub fn ready(&self) -> usize {
+        self.ready.len()
     }
 
     /// How many lanes wait to try again.
@@ -345,3 +346,6 @@ impl Room {
         self.bytes = self.bytes.saturating_sub(entry.record.bytes());
     }
 }
+
+#[cfg(test)]
+mod tests;

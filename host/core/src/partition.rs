@@ -8,6 +8,7 @@
 //! `ahead_max` records are below the offset that was asked for and not done, which is what a crash loses at most.
 //!
 //! STOP-1: a partition that stopped at a record runs neither it nor anything behind it until it is resumed.
+//! DRAIN-1: what is settled when a revoked partition is drained is committed, unless a failure lies before it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -40,8 +41,11 @@ pub struct Bounds {
 pub enum Event {
     /// The reader delivered records.
     Received(Arc<Chunk>),
-    /// A call may start: the handler has an instance to spare. Answered with at most one [`Action::Invoke`].
-    Slot,
+    /// A call may start. Answered with at most one [`Action::Invoke`].
+    Slot {
+        /// How many calls the handler could start now, this one included.
+        spare: usize,
+    },
     /// A call ended, with one verdict for each of its records, in order.
     Returned {
         /// The call.
@@ -195,7 +199,7 @@ impl Partition {
     pub fn on(&mut self, now: Duration, event: Event, actions: &mut Vec<Action>) {
         match event {
             Event::Received(chunk) => self.received(&chunk, actions),
-            Event::Slot => self.slot(now, actions),
+            Event::Slot { spare } => self.slot(now, spare, actions),
             Event::Returned { call, verdicts } => self.returned(now, call, &verdicts, actions),
             Event::Committed(offset) => self.committed(offset, actions),
             Event::Paused(paused) => self.pause(paused, actions),
@@ -221,14 +225,14 @@ impl Partition {
         self.bounds.bytes_max.saturating_sub(self.bytes)
     }
 
-    /// Whether a [`Event::Slot`] would start a call.
+    /// Whether an [`Event::Slot`] would start a call.
     pub fn wants_slot(&self) -> bool {
         self.calls.len() < self.bounds.calls_max && self.may_call()
     }
 
     /// Whether a record may run now. What is committed has to run, paused or not: it would be lost.
     fn may_call(&self) -> bool {
-        self.lanes.has_ready() && (!self.paused || self.ahead.is_some())
+        self.lanes.ready() > 0 && (!self.paused || self.ahead.is_some())
     }
 
     /// Bytes received and not settled.
@@ -322,11 +326,15 @@ impl Partition {
         }
     }
 
-    fn slot(&mut self, now: Duration, actions: &mut Vec<Action>) {
+    /// SPREAD-1: what could run at once does not wait in one call for another: a call takes no more than its share of the lanes
+    /// that are ready, among the calls that may start now.
+    fn slot(&mut self, now: Duration, spare: usize, actions: &mut Vec<Action>) {
         if !self.wants_slot() {
             return;
         }
-        let entries = self.lanes.take(self.bounds.call_records_max, self.bounds.call_bytes_max);
+        let shares = spare.clamp(1, self.bounds.calls_max - self.calls.len());
+        let lanes_max = self.lanes.ready().div_ceil(shares);
+        let entries = self.lanes.take(lanes_max, self.bounds.call_records_max, self.bounds.call_bytes_max);
         let records = entries
             .iter()
             .map(|entry| CallRecord {

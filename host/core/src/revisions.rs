@@ -92,6 +92,8 @@ impl<R: Clone> Default for Revisions<R> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn installed(digests: &[&'static str]) -> Revisions<&'static str> {
@@ -130,5 +132,39 @@ mod tests {
         assert!(!revisions.wants("b"));
         revisions.install("b", "b");
         assert_eq!(revisions.before().collect::<Vec<_>>(), ["a"]);
+    }
+
+    proptest! {
+        /// REV-2 and REV-4 against a list of all that was installed: the last one is live, those before it are to go back to,
+        /// and what fails changes nothing.
+        #[test]
+        fn agree_with_a_list_of_what_was_installed(steps in prop::collection::vec(prop::option::weighted(0.7, 0_u8..6), 1..80)) {
+            let mut revisions = Revisions::new();
+            let mut installed: Vec<u8> = Vec::new();
+            let mut set_aside = None;
+            for step in steps {
+                match step {
+                    Some(digest) => {
+                        revisions.install(&digest.to_string(), digest);
+                        installed.retain(|other| *other != digest);
+                        installed.push(digest);
+                        set_aside = None;
+                    }
+                    None if installed.len() > 1 => {
+                        set_aside = installed.pop();
+                        prop_assert_eq!(revisions.roll_back(), Ok(installed[installed.len() - 1]), "REV-2");
+                    }
+                    None => prop_assert_eq!(revisions.roll_back(), Err(NoRevisionBefore), "REV-4"),
+                }
+                installed.drain(..installed.len().saturating_sub(1 + Revisions::<u8>::KEPT_MAX));
+                prop_assert_eq!(revisions.live(), installed.last(), "REV-2: the live one is the last one that was installed");
+                let before: Vec<u8> = revisions.before_revisions().copied().collect();
+                prop_assert_eq!(before, installed.iter().rev().skip(1).copied().collect::<Vec<_>>());
+                for digest in 0..6 {
+                    let live = installed.last() == Some(&digest);
+                    prop_assert_eq!(revisions.wants(&digest.to_string()), !live && set_aside != Some(digest), "REV-4");
+                }
+            }
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What an operator may say about admin.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -67,6 +67,16 @@ impl Config {
             return Err(InvalidConfig::Zero("head_timeout"));
         }
         Ok(self.token.as_ref().map(|token| Token::read(token, folder)).transpose()?)
+    }
+
+    /// Where a command on the host's own machine asks; `None` when the port is not known before the host runs.
+    pub fn url(&self) -> Option<String> {
+        let mut address = self.listen;
+        if address.ip().is_unspecified() {
+            let loopback = if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+            address.set_ip(loopback);
+        }
+        (address.port() != 0).then(|| format!("http://{address}"))
     }
 }
 

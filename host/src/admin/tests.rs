@@ -35,6 +35,23 @@ impl Host for Fake {
         }
     }
 
+    fn move_offsets<'a>(
+        &'a self,
+        handler: &'a str,
+        wish: &'a MoveBody,
+    ) -> BoxFuture<'a, Result<MoveView, MoveRefused>> {
+        let answer = match (handler, wish.to.as_str()) {
+            ("orders", "earliest") => {
+                let (topic, partition) = (wish.topic.clone().unwrap_or_default(), wish.partition.unwrap_or_default());
+                let moved = vec![MovedView { topic, partition, from: Some(7), to: 0 }];
+                Ok(MoveView { handler: handler.to_owned(), dry_run: wish.dry_run, moved, elsewhere: Vec::new() })
+            }
+            ("orders", to) => Err(MoveRefused::Invalid(format!("`to` is `{to}`"))),
+            (other, _) => Err(MoveRefused::NoSuchHandler(other.to_owned())),
+        };
+        Box::pin(async { answer })
+    }
+
     fn roll_back<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Result<RolledBack, RollBackError>> {
         assert_eq!(handler, "orders");
         let result = self.results.lock().unwrap().remove(0);
@@ -195,6 +212,34 @@ async fn a_handler_is_paused_and_resumed_with_the_token() {
     assert!(unknown.contains("there is no handler `else`"), "{unknown}");
     assert_eq!((paused.paused, resumed.paused), (true, false));
     assert_eq!(*admin.host.paused.lock().unwrap(), [true, false], "what is refused changes nothing");
+    admin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_is_moved_with_what_was_wished_and_refusals_say_why() {
+    let admin = Running::start(Config::default(), Vec::new()).await;
+    let (client, address) = (admin.client(None), admin.address);
+    let told = spawn_blocking(move || {
+        let wish = |to: &str| MoveBody {
+            to: to.to_owned(),
+            topic: Some("orders".to_owned()),
+            partition: Some(3),
+            dry_run: true,
+        };
+        let moved = client.move_offsets("orders", &wish("earliest")).unwrap();
+        let wrong = client.move_offsets("orders", &wish("never")).unwrap_err().to_string();
+        let unknown = client.move_offsets("else", &wish("earliest")).unwrap_err().to_string();
+        let post = ureq::post(format!("http://{address}/handlers/orders/offsets"));
+        let post = post.config().http_status_as_error(false).build().content_type("application/json");
+        let odd = post.send("{\"to\": \"earliest\", \"dry\": true}").unwrap().status().as_u16();
+        (moved, wrong, unknown, odd)
+    });
+    let (moved, wrong, unknown, odd) = told.await.unwrap();
+    let expected = MovedView { topic: "orders".to_owned(), partition: 3, from: Some(7), to: 0 };
+    assert_eq!((moved.moved, moved.dry_run), (vec![expected], true));
+    assert_eq!(wrong, "`to` is `never`");
+    assert!(unknown.contains("there is no handler `else`"), "{unknown}");
+    assert_eq!(odd, 422, "a key that nobody knows is not passed over");
     admin.stop().await;
 }
 

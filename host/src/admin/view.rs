@@ -131,6 +131,60 @@ pub struct PauseView {
     pub paused: bool,
 }
 
+/// The body of `POST /handlers/NAME/offsets`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoveBody {
+    /// Where to begin: `earliest`, `latest`, an offset, or a time as RFC 3339.
+    pub to: String,
+    /// Only this topic.
+    #[serde(default)]
+    pub topic: Option<String>,
+    /// Only this partition.
+    #[serde(default)]
+    pub partition: Option<i32>,
+    /// Says what would be done, and does nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// The answer of `POST /handlers/NAME/offsets`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveView {
+    /// The handler.
+    pub handler: String,
+    /// Whether nothing was done.
+    pub dry_run: bool,
+    /// The partitions that begin elsewhere.
+    pub moved: Vec<MovedView>,
+    /// Those that another member holds, and which therefore are where they were.
+    pub elsewhere: Vec<Elsewhere>,
+}
+
+/// A partition that begins elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovedView {
+    /// Its topic.
+    pub topic: String,
+    /// Its number.
+    pub partition: i32,
+    /// Where it stood, if that was known.
+    pub from: Option<i64>,
+    /// Where it begins.
+    pub to: i64,
+}
+
+/// A partition that another member holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Elsewhere {
+    /// Its topic.
+    pub topic: String,
+    /// Its number.
+    pub partition: i32,
+    /// Whose it is, as far as the broker tells.
+    pub owner: Option<String>,
+}
+
 /// The answer of `POST /handlers/NAME/rollback`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RolledBack {

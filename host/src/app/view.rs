@@ -10,11 +10,12 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use crate::admin::{
-    self, HandlerState, HandlerView, Missing, PartitionView, PauseError, Readiness, RollBackError, RolledBack,
-    StoppedView,
+    self, Elsewhere, HandlerState, HandlerView, Missing, MoveBody, MoveRefused, MoveView, MovedView, PartitionView,
+    PauseError, Readiness, RollBackError, RolledBack, StoppedView,
 };
-use crate::broker::Producer;
-use crate::fleet::{Pauses, Roster, Running, State};
+use crate::broker::{Producer, Selection};
+use crate::consumer::Moved;
+use crate::fleet::{self, Pauses, Reset, ResetError, Roster, Running, State, Where};
 use crate::metrics::Metrics;
 
 /// How often the host looks whether it has become ready.
@@ -159,6 +160,27 @@ impl admin::Host for View {
         Ok(())
     }
 
+    fn move_offsets<'a>(
+        &'a self,
+        handler: &'a str,
+        wish: &'a MoveBody,
+    ) -> BoxFuture<'a, Result<MoveView, MoveRefused>> {
+        async move {
+            let states = self.roster.states();
+            let state = states.get(handler).ok_or_else(|| MoveRefused::NoSuchHandler(handler.to_owned()))?;
+            let running = state.running.clone().ok_or_else(|| MoveRefused::NotRunning(handler.to_owned()))?;
+            let MoveBody { to, topic, partition, dry_run } = wish.clone();
+            let to = to.parse().map_err(|cure| MoveRefused::Invalid(format!("`to` is `{to}`; {cure}")))?;
+            let reset = Reset { to, which: Selection { topic, partition }, dry_run };
+            let came_to = fleet::reset(&running, &reset).await.map_err(|error| match error {
+                ResetError::NotFound(_) => MoveRefused::Invalid(error.to_string()),
+                ResetError::NoAdmin | ResetError::Move(_) => MoveRefused::Failed(error.to_string()),
+            })?;
+            Ok(move_view(handler, dry_run, came_to))
+        }
+        .boxed()
+    }
+
     fn roll_back<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Result<RolledBack, RollBackError>> {
         async move {
             let states = self.roster.states();
@@ -169,6 +191,23 @@ impl admin::Host for View {
             Ok(RolledBack { revision: revision.to_string(), set_aside: running.live.view().set_aside })
         }
         .boxed()
+    }
+}
+
+/// What a reset came to, as it is answered.
+pub(super) fn move_view(handler: &str, dry_run: bool, Where { moved, elsewhere }: Where) -> MoveView {
+    let moved_view =
+        |Moved { of, from, to }: Moved| MovedView { topic: of.topic.to_string(), partition: of.partition, from, to };
+    let elsewhere = elsewhere.into_iter().map(|(of, owner)| Elsewhere {
+        topic: of.topic.to_string(),
+        partition: of.partition,
+        owner,
+    });
+    MoveView {
+        handler: handler.to_owned(),
+        dry_run,
+        moved: moved.into_iter().map(moved_view).collect(),
+        elsewhere: elsewhere.collect(),
     }
 }
 

@@ -56,6 +56,8 @@ macro_rules! broker_contract {
             a_group_can_start_at_the_next_record
             a_group_goes_on_where_it_committed
             a_partition_starts_where_it_is_told
+            a_started_partition_begins_anew_elsewhere
+            a_group_without_members_is_moved_and_one_with_members_is_not
             groups_do_not_disturb_each_other
             a_topic_may_be_made_after_the_subscription
             who_has_joined_misses_nothing_of_a_topic_that_is_made_later
@@ -68,6 +70,9 @@ macro_rules! broker_contract {
             a_reader_wakes_for_each_record
             an_unread_partition_holds_up_nobody
             an_end_is_known_after_reading
+            partitions_are_read_outside_of_groups_from_where_they_are_told
+            what_holds_no_record_is_passed_outside_of_groups
+            a_range_is_read_to_its_end_and_no_further
             topics_are_listed_with_their_ends
             a_topic_is_made_once
             an_unknown_topic_is_named

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use rusqlite::Connection;
+use tidemill_core::record::{Offset, TopicPartition};
 
 use self::admin::EmbeddedAdmin;
 pub use self::config::{Config, Sync, TopicConfig};
@@ -117,6 +118,19 @@ impl Broker for Embedded {
         self.writable()?;
         note_properties(&subscription.properties);
         Ok(EmbeddedConsumer::join(Arc::clone(&self.log), subscription))
+    }
+
+    async fn readers(
+        &self,
+        places: &BTreeMap<TopicPartition, Offset>,
+        properties: &BTreeMap<String, String>,
+    ) -> Result<Vec<(TopicPartition, EmbeddedReader)>, BrokerError> {
+        note_properties(properties);
+        let mut readers = Vec::with_capacity(places.len());
+        for (of, from) in places {
+            readers.push((of.clone(), EmbeddedReader::outside_of_groups(&self.log, of, *from).await?));
+        }
+        Ok(readers)
     }
 
     fn check(&self, _subscription: &Subscription) -> Result<(), BrokerError> {

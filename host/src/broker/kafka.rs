@@ -5,9 +5,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use tidemill_core::record::{Offset, TopicPartition};
+
 use super::{Admin, Broker, BrokerError, Producer, Subscription};
 
 mod admin;
+mod assignment;
 mod config;
 mod consumer;
 mod ends;
@@ -15,6 +18,7 @@ mod errors;
 mod ffi;
 mod listener;
 mod producer;
+mod ranged;
 mod reader;
 
 pub use self::config::{Acks, Config, TopicConfig};
@@ -43,6 +47,14 @@ impl Broker for Kafka {
 
     fn consumer(&self, subscription: &Subscription) -> Result<KafkaConsumer, BrokerError> {
         KafkaConsumer::join(&self.config, subscription)
+    }
+
+    fn readers(
+        &self,
+        places: &BTreeMap<TopicPartition, Offset>,
+        properties: &BTreeMap<String, String>,
+    ) -> impl Future<Output = Result<Vec<(TopicPartition, PartitionReader)>, BrokerError>> + Send {
+        std::future::ready(ranged::readers(&self.config, places, properties))
     }
 
     fn check(&self, subscription: &Subscription) -> Result<(), BrokerError> {

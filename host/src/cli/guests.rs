@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use crate::admin::{ErrorView, HandlerView, PartitionView, PauseView, RolledBack, StoppedView};
+use crate::admin::{ErrorView, HandlerView, MoveBody, MoveView, PartitionView, PauseView, RolledBack, StoppedView};
 
 /// How long the host may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same where it drains what it has in hand before.
+const MOVE_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Flags of `tidemill guests`.
 #[derive(Debug, clap::Args)]
@@ -124,7 +126,11 @@ pub fn pause(args: HandlerArgs, paused: bool) -> Result<(), ClientError> {
 }
 
 impl HostArgs {
-    fn client(self) -> Result<Client, ClientError> {
+    pub(super) fn new(admin: String, token_env: Option<String>) -> Self {
+        Self { admin, token_env }
+    }
+
+    pub(super) fn client(self) -> Result<Client, ClientError> {
         let token =
             self.token_env.map(|name| std::env::var(&name).map_err(|_| ClientError::TokenNotSet(name))).transpose()?;
         Ok(Client::new(&self.admin, token))
@@ -167,6 +173,14 @@ impl Client {
         let verb = if paused { "pause" } else { "resume" };
         let request = self.http.post(format!("{}/handlers/{}/{verb}", self.url, escaped(handler)));
         self.answer(self.with_token(request).send_empty())
+    }
+
+    /// Lets partitions of a handler begin elsewhere.
+    pub fn move_offsets(&self, handler: &str, wish: &MoveBody) -> Result<MoveView, ClientError> {
+        let request = self.http.post(format!("{}/handlers/{}/offsets", self.url, escaped(handler)));
+        let request = request.config().timeout_global(Some(MOVE_TIMEOUT)).build();
+        let body = serde_json::to_string(wish).expect("a wish has text keys and no maps");
+        self.answer(self.with_token(request).content_type("application/json").send(body))
     }
 
     fn with_token<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {

@@ -10,7 +10,7 @@ use crate::cli::say;
 
 pub use self::file::{Format, InvalidFile};
 pub use self::produce::ProduceArgs;
-pub use self::tail::{From, TailArgs};
+pub use self::tail::TailArgs;
 
 /// What `tidemill topic` does.
 #[derive(Debug, clap::Subcommand)]

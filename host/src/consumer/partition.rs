@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tidemill_core::partition::{Action, Call, CallId, Event, Partition, Verdict};
 use tidemill_core::record::{Chunk, Offset};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -19,7 +19,7 @@ use super::budget::Share;
 use super::commit::REFRESH_INTERVAL;
 use super::commit::outbox::Outbox;
 use super::{Config, Parts, Progress};
-use crate::attempt::{self, Attempt, Guarantee, Ownership};
+use crate::attempt::{self, Attempt, Committed, Guarantee, Ownership};
 use crate::broker::Reader;
 use crate::fault::Fault;
 use crate::metrics::{HandlerMetrics, PartitionMetrics};
@@ -27,6 +27,8 @@ use crate::settle::{Settlement, Stop};
 
 /// Waits before a partition whose reader failed is read again.
 const READ_AGAIN_DELAY: Duration = Duration::from_secs(1);
+/// A full partition is read again once this part of its records is settled, so that small calls do not make small reads.
+const READ_SHARE: usize = 16;
 /// A record whose attempt panicked in the host itself waits this long.
 const PANIC_DELAY: Duration = Duration::from_secs(1);
 /// How often it is told that a partition stands still at a record.
@@ -38,11 +40,11 @@ pub(super) struct Ties {
     pub(super) owner: Option<Arc<Ownership>>,
     /// What is to be committed in transactions; `None` when offsets are committed alone.
     pub(super) outbox: Option<Arc<Outbox>>,
-    /// Whether an operator has paused the handler.
-    pub(super) paused: watch::Receiver<bool>,
+    /// Why its records come, in the word that guests read.
+    pub(super) delivery: &'static str,
 }
 
-/// Consumes one assignment of a partition until it is revoked and drained.
+/// Consumes one assignment of a partition until it is revoked and drained, or its range is done.
 pub(super) fn spawn<R: Reader>(
     parts: Arc<Parts>,
     config: Config,
@@ -66,7 +68,7 @@ pub(super) fn spawn<R: Reader>(
         outbox: ties.outbox,
         machine,
         metrics,
-        paused: ties.paused,
+        delivery: ties.delivery,
         parts,
         config,
         origin: Instant::now(),
@@ -93,7 +95,7 @@ struct Task<R> {
     /// Its part of what the host holds.
     share: Share,
     metrics: PartitionMetrics,
-    paused: watch::Receiver<bool>,
+    delivery: &'static str,
     /// The machine's clock counts from here.
     origin: Instant,
     calls: JoinSet<(CallId, Settlement)>,
@@ -115,13 +117,15 @@ impl<R: Reader> Task<R> {
         let mut refresh = tokio::time::interval(REFRESH_INTERVAL);
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.pause();
-        while !self.drained && !self.is_fenced() {
-            let waits = self.outbox_is_full();
+        while !self.drained && !self.is_fenced() && !self.is_through() {
+            let crowded = self.outbox_is_full();
+            // While nothing that was settled may be committed, only a call helps: the one of the record that is in the way.
+            let waits = crowded && !self.outbox.as_ref().is_some_and(|outbox| outbox.is_done());
             if !waits {
                 self.start_calls();
             }
             let timer = self.machine.next_timer().map(|at| self.origin + at);
-            let (records, bytes) = if waits { (0, 0) } else { self.room() };
+            let (records, bytes) = if crowded { (0, 0) } else { self.room() };
             let full = records > 0 && bytes == 0;
             let outbox = self.outbox.as_deref();
             let slots = &self.parts.slots;
@@ -138,7 +142,7 @@ impl<R: Reader> Task<R> {
                 offset = self.progress.confirmation(), if self.config.guarantee == Guarantee::AtMostOnce => {
                     self.on(Event::Committed(offset));
                 }
-                Ok(()) = self.paused.changed() => self.pause(),
+                () = self.progress.pausing() => self.pause(),
                 () = until(timer), if timer.is_some() => self.on(Event::Timer),
                 () = until(read_again), if read_again.is_some() => read_again = None,
                 slot = Arc::clone(slots).acquire_owned(), if self.machine.wants_slot() && !waits => match slot {
@@ -161,7 +165,34 @@ impl<R: Reader> Task<R> {
                 }
             }
         }
+        if self.is_through() {
+            self.finish().await;
+        }
         self.refresh();
+    }
+
+    /// Whether nothing more is to be read, and all that was is settled.
+    fn is_through(&self) -> bool {
+        self.reader.ended() && self.machine.pending() == 0
+    }
+
+    /// Keeps where a range ends, behind offsets that hold no record: whoever goes on there begins behind it.
+    async fn finish(&mut self) {
+        let Some(end) = self.reader.position() else { return };
+        while let Some(owner) = self.owner.as_ref().filter(|owner| owner.next() != Some(end)) {
+            match owner.commit(None, end).await {
+                Ok(Committed::Stored) => {}
+                Ok(Committed::Fenced) => return,
+                Err(error) => {
+                    tracing::warn!(partition = %self.progress.from, %error, "the end of the range is not stored yet");
+                    tokio::select! {
+                        () = tokio::time::sleep(READ_AGAIN_DELAY) => {}
+                        () = self.revoked.cancelled() => return,
+                    }
+                }
+            }
+        }
+        self.progress.set_through(end);
     }
 
     /// Whether somebody else owns the partition: nothing that is done here will ever count.
@@ -202,7 +233,8 @@ impl<R: Reader> Task<R> {
     fn room(&self) -> (usize, usize) {
         let bounds = &self.config.bounds;
         let records = self.machine.room();
-        let worthwhile = bounds.call_records_max.min(bounds.records_max / 2).max(1);
+        let some = bounds.call_records_max.max(bounds.records_max / READ_SHARE);
+        let worthwhile = some.min(bounds.records_max / 2).min(bounds.span_max / 2).max(1);
         if Fault::DropOnFull.is_on() {
             return (worthwhile, bounds.bytes_max);
         }
@@ -210,8 +242,7 @@ impl<R: Reader> Task<R> {
     }
 
     fn pause(&mut self) {
-        let paused = *self.paused.borrow_and_update();
-        self.on(Event::Paused(paused));
+        self.on(Event::Paused(self.progress.is_paused()));
     }
 
     /// Whether more outputs wait for their transactions, or more records, than a crash may repeat.
@@ -227,6 +258,9 @@ impl<R: Reader> Task<R> {
                 partition = %self.progress.from, offsets, from = gone.start, to = gone.end,
                 "records were deleted before this handler has read them; it goes on with those that are left: keep them longer, or make the handler faster"
             );
+        }
+        if chunk.is_empty() {
+            return;
         }
         self.parts.metrics.received_records.inc_by(chunk.len() as u64);
         self.parts.metrics.received_bytes.inc_by(chunk.bytes() as u64);
@@ -256,7 +290,7 @@ impl<R: Reader> Task<R> {
     }
 
     fn start_call(&mut self, slot: OwnedSemaphorePermit) {
-        self.on(Event::Slot);
+        self.on(Event::Slot { spare: self.parts.slots.available_permits() + 1 });
         let mut slot = Some(slot);
         for action in std::mem::take(&mut self.actions) {
             match action {
@@ -271,7 +305,7 @@ impl<R: Reader> Task<R> {
     }
 
     fn on(&mut self, event: Event) {
-        let answers_slot = matches!(event, Event::Slot);
+        let answers_slot = matches!(event, Event::Slot { .. });
         self.machine.on(self.origin.elapsed(), event, &mut self.actions);
         if answers_slot {
             return;
@@ -326,6 +360,7 @@ impl<R: Reader> Task<R> {
         let (epoch, revoked) = (self.progress.epoch, self.revoked.clone());
         let mut attempt = Attempt::new(from.clone(), epoch, call.records, guarantee, call_deadline, revoked);
         attempt.owner = self.owner.clone();
+        attempt.delivery = self.delivery;
         self.calls.spawn(async move {
             let run = attempt::run(&*parts.handler, &parts.settler, attempt, slot);
             let settlement = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {

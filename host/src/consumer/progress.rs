@@ -1,12 +1,13 @@
 //! How far each partition has come: written by its task, read by commits, metrics and the admin.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tidemill_core::record::{Offset, TopicPartition};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
+use super::moving::{MoveError, Moved, Moves};
 use crate::settle::Stop;
 
 /// No offset is known yet.
@@ -26,6 +27,10 @@ pub struct Progress {
     confirmation: Notify,
     /// Records that the end of the process would lose; none but at most once.
     at_stake: AtomicU64,
+    /// Whether an operator has paused the handler.
+    paused: AtomicBool,
+    /// Tells the partition's task that `paused` was set.
+    pausing: Notify,
     /// Where the partition stands while nothing was settled.
     position: AtomicI64,
     end: AtomicI64,
@@ -34,6 +39,8 @@ pub struct Progress {
     oldest_ms: AtomicI64,
     /// The record at which the partition stands still.
     stopped: Mutex<Option<Stop>>,
+    /// All of a range is done, and the task has ended by itself.
+    through: AtomicBool,
 }
 
 /// An offset that may be committed, and the assignment that may commit it.
@@ -53,16 +60,25 @@ impl Progress {
             confirmed: AtomicI64::new(UNKNOWN),
             confirmation: Notify::new(),
             at_stake: AtomicU64::new(0),
+            paused: AtomicBool::new(false),
+            pausing: Notify::new(),
             position: AtomicI64::new(UNKNOWN),
             end: AtomicI64::new(UNKNOWN),
             pending: AtomicU64::new(0),
             oldest_ms: AtomicI64::new(UNKNOWN),
             stopped: Mutex::default(),
+            through: AtomicBool::new(false),
         }
     }
 
     pub(super) fn set_stopped(&self, stop: Option<Stop>) {
         *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = stop;
+    }
+
+    /// All up to here is done, and nothing more is to be.
+    pub(super) fn set_through(&self, end: Offset) {
+        self.set_committable(end);
+        self.through.store(true, Ordering::Release);
     }
 
     pub(super) fn set_committable(&self, offset: Offset) {
@@ -88,6 +104,20 @@ impl Progress {
     /// Records that are committed, or may be, and not done.
     pub(super) fn at_stake(&self) -> u64 {
         self.at_stake.load(Ordering::Relaxed)
+    }
+
+    fn pause(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Release);
+        self.pausing.notify_one();
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
+    }
+
+    /// Waits until the handler is paused or goes on; may also return without reason. Cancel-safe; one task waits.
+    pub(super) async fn pausing(&self) {
+        self.pausing.notified().await;
     }
 
     pub(super) fn set_load(
@@ -123,6 +153,7 @@ impl Progress {
             lag: end.zip(committable).map(|(end, committable)| (end - committable).max(0)),
             oldest_ms: known(self.oldest_ms.load(Ordering::Relaxed)),
             stopped: self.stopped.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            through: self.through.load(Ordering::Acquire),
         }
     }
 }
@@ -144,18 +175,22 @@ pub struct PartitionView {
     pub oldest_ms: Option<i64>,
     /// The record at which it stands still, as the handler's policy says.
     pub stopped: Option<Stop>,
+    /// Whether a range was to be read, and all of it is done.
+    pub through: bool,
 }
 
 /// A handler's place in its group, as others see it.
 #[derive(Debug, Default)]
 pub struct Membership {
     state: Mutex<State>,
-    paused: watch::Sender<bool>,
+    /// Where an operator wants partitions to begin.
+    pub(super) moves: Moves,
 }
 
 #[derive(Debug, Default)]
 struct State {
     joined: bool,
+    paused: bool,
     failure: Option<String>,
     partitions: BTreeMap<TopicPartition, Arc<Progress>>,
 }
@@ -178,16 +213,21 @@ impl Membership {
 
     /// Starts no more calls, or goes on. The member keeps its partitions and its place in them.
     pub fn pause(&self, paused: bool) {
-        self.paused.send_replace(paused);
+        self.with(|state| {
+            state.paused = paused;
+            state.partitions.values().for_each(|progress| progress.pause(paused));
+        });
+    }
+
+    /// Lets partitions that are assigned here begin at these places, which must lie between their oldest records and their
+    /// ends; keeps that for whoever gets them next, and says which they were.
+    pub async fn move_to(&self, places: BTreeMap<TopicPartition, Offset>) -> Result<Vec<Moved>, MoveError> {
+        self.moves.wish(places).await
     }
 
     /// Whether it is paused.
     pub fn is_paused(&self) -> bool {
-        *self.paused.borrow()
-    }
-
-    pub(super) fn pauses(&self) -> watch::Receiver<bool> {
-        self.paused.subscribe()
+        self.with(|state| state.paused)
     }
 
     pub(super) fn joining(&self) {
@@ -209,11 +249,15 @@ impl Membership {
     }
 
     pub(super) fn left(&self) {
-        self.with(|state| *state = State::default());
+        self.with(|state| *state = State { paused: state.paused, ..State::default() });
     }
 
+    /// A new assignment, which from now on hears of pauses.
     pub(super) fn assigned(&self, progress: Arc<Progress>) {
-        self.with(|state| state.partitions.insert(progress.from.clone(), progress));
+        self.with(|state| {
+            progress.pause(state.paused);
+            state.partitions.insert(progress.from.clone(), progress);
+        });
     }
 
     /// Forgets an assignment, unless a newer one of the same partition has taken its place.

@@ -7,9 +7,11 @@ mod bounds;
 mod commits;
 mod database;
 mod drain;
+mod moving;
 mod order;
 mod pause;
 mod policy;
+mod simulation;
 mod transactions;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -210,6 +210,10 @@ mod tests {
             unreachable!("the members know")
         }
 
+        fn commit(&self, _: &str, _: Vec<(TopicPartition, Offset)>) -> BoxFuture<'_, Result<(), BrokerError>> {
+            unreachable!("nothing is moved")
+        }
+
         fn read(&self, _: &str, _: i32, _: Offset, _: usize) -> BoxFuture<'_, Result<Arc<Chunk>, BrokerError>> {
             unreachable!("nothing is read")
         }

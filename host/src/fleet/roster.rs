@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::stamp::Stamp;
+use crate::broker::Admin;
 use crate::config::manifest::HandlerSpec;
 use crate::consumer::Membership;
 use crate::guest::live::LiveHandler;
@@ -21,6 +22,8 @@ pub struct Running {
     pub membership: Arc<Membership>,
     /// Tells it to drain and stop.
     pub stop: CancellationToken,
+    /// What tells of its topics and its group; `None` where there is no broker to be asked.
+    pub admin: Option<Arc<dyn Admin>>,
     task: Mutex<Option<JoinHandle<()>>>,
     /// The live digest and when it was first looked at; the fleet looks after each swap.
     since: Mutex<(Arc<str>, jiff::Timestamp)>,
@@ -37,6 +40,7 @@ impl Running {
             live,
             membership: Arc::default(),
             stop: CancellationToken::new(),
+            admin: None,
             task: Mutex::default(),
             seen: Mutex::new(stamp),
         }

@@ -11,6 +11,7 @@ use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use super::cache::{Cache, NotPrivate};
+use super::clock;
 use super::instance::State;
 use super::revision::Revision;
 use crate::capability;
@@ -188,6 +189,7 @@ fn open_cache(state: &Path) -> Option<Cache> {
 fn link(wasm: &wasmtime::Engine) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(wasm);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    clock::add_to_linker(&mut linker)?;
     capability::add_to_linker(&mut linker)?;
     Ok(linker)
 }

@@ -15,6 +15,7 @@ use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::bindings::tidemill::guest::types::{self, Batch};
+use super::clock::Clock;
 use super::convert::{Ids, Rules, lower_headers, lower_records};
 use super::entry::{Entered, Entry};
 use super::failure::{self, Circumstances, classify, panicked};
@@ -50,6 +51,8 @@ pub(super) struct State {
     table: ResourceTable,
     limiter: Limiter,
     deadline: Instant,
+    /// The guest's monotonic clock counts from here.
+    origin: Instant,
     voice: Arc<Voice>,
     capabilities: capability::View,
 }
@@ -84,7 +87,12 @@ impl State {
             Arc::clone(&setup.revision),
             Arc::clone(&setup.metrics),
         );
-        Self { wasi, table, limiter: Limiter::new(&setup.limits), deadline: Instant::now(), voice, capabilities }
+        let now = Instant::now();
+        Self { wasi, table, limiter: Limiter::new(&setup.limits), deadline: now, origin: now, voice, capabilities }
+    }
+
+    pub(super) fn clock(&mut self) -> Clock<'_> {
+        Clock { table: &mut self.table, origin: self.origin.into_std() }
     }
 }
 

@@ -69,6 +69,16 @@ pub enum OutcomeKind {
     Untouched,
 }
 
+impl OutcomeKind {
+    /// All of them.
+    pub const ALL: [Self; OUTCOMES.len()] = [Self::Ack, Self::Skip, Self::Retry, Self::DeadLetter, Self::Untouched];
+
+    /// Its name, as in labels.
+    pub fn name(self) -> &'static str {
+        OUTCOMES[self as usize]
+    }
+}
+
 /// What a guest's call to the host came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostCallResult {

@@ -30,12 +30,10 @@ pub(super) const DELAY_MAX: Duration = Duration::from_secs(5);
 /// How often it is told that letters can't be written.
 const STALLED_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The letters were not all written before their partition was revoked.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct GivenUp;
-
 /// A letter on its way.
 struct Open<'a> {
+    /// Its place among all that are to be written.
+    index: usize,
     dead: &'a Dead<'a>,
     size: Size,
 }
@@ -46,7 +44,7 @@ impl DeadLetters {
         self.topic.clone().unwrap_or_else(|| format!("{source}.dlq").into())
     }
 
-    /// Writes letters and returns once the broker has acknowledged each, however long that takes.
+    /// Writes letters and returns once the broker has acknowledged each, however long that takes. Answers which were written.
     ///
     /// Their records wait meanwhile, and that is said; nothing is skipped because its letter can't be written. Once the
     /// partition is revoked a letter that can't be written is given up: whoever gets the partition next fails on the record
@@ -58,12 +56,14 @@ impl DeadLetters {
         stalled: &Told,
         revoked: &CancellationToken,
         dead: &[Dead<'_>],
-    ) -> Result<(), GivenUp> {
-        let mut open: Vec<Open<'_>> = dead.iter().map(|dead| Open { dead, size: Size::Whole }).collect();
+    ) -> Vec<bool> {
+        let mut written = vec![false; dead.len()];
+        let all = dead.iter().enumerate();
+        let mut open: Vec<Open<'_>> = all.map(|(index, dead)| Open { index, dead, size: Size::Whole }).collect();
         if Fault::LetterNotAwaited.is_on() {
             let letters = open.iter().map(|open| open.dead.letter(self, open.size)).collect();
             drop(producer.send(letters, WhenFull::Wait));
-            return Ok(());
+            return vec![true; dead.len()];
         }
         let mut delay = DELAY_MIN;
         let mut waiting = None;
@@ -75,7 +75,10 @@ impl DeadLetters {
             let mut left = Vec::new();
             for (open, result) in open.into_iter().zip(results.chain(std::iter::repeat_with(silent))) {
                 match result {
-                    Ok(position) => self.written(metrics, open.dead, position),
+                    Ok(position) => {
+                        written[open.index] = true;
+                        self.written(metrics, open.dead, position);
+                    }
                     Err(SendError::TooLarge(_)) if open.size == Size::Whole => {
                         left.push(Open { size: Size::Bare, ..open });
                     }
@@ -90,7 +93,7 @@ impl DeadLetters {
                 if waiting.is_some() && stalled.is_over() {
                     tracing::info!(handler = &*self.handler, "dead letters can be written again");
                 }
-                return Ok(());
+                return written;
             }
             let Some((dead, error)) = failure else { continue };
             metrics.dead_letter_failures.inc_by(open.len() as u64);
@@ -101,8 +104,9 @@ impl DeadLetters {
                 self.tell(metrics, dead, &error);
             }
             tokio::select! {
+                biased;
+                () = revoked.cancelled() => return written,
                 () = tokio::time::sleep(delay) => delay = (delay * 2).min(DELAY_MAX),
-                () = revoked.cancelled() => return Err(GivenUp),
             }
         }
     }

@@ -49,7 +49,7 @@ async fn a_retry_holds_what_follows_in_its_lane_and_nothing_else() {
     let verdicts = world.settle("a a b -", Ok(outcomes)).await;
     assert!(matches!(verdicts[0], Verdict::Retry { charge: true, .. }));
     assert_eq!(verdicts[1..], [Verdict::Untouched, Verdict::Settled, Verdict::Settled]);
-    assert_eq!(world.sent(), ["out"], "what is not settled has no outputs");
+    assert_eq!(world.sent(), ["out"], "ARCH-7: what is not settled has no outputs");
 }
 
 #[tokio::test]

@@ -10,8 +10,12 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use serde::Serialize;
 use tests::breakages::BREAKAGES;
+use tests::faults::lab::Lab;
+use tests::faults::mode::Mode;
 use tests::faults::report::{self, Breakage};
-use tests::faults::{FAULTS, Form, runner};
+use tests::faults::runner::{self, Choice};
+use tests::faults::table::FAULTS;
+use tests::faults::{Fault, Form};
 
 /// Every delivery promise under every fault, on real servers, through the real binary.
 #[derive(Parser)]
@@ -20,7 +24,7 @@ struct Args {
     /// Each fault once and briefly, within 12 minutes for all; otherwise as often and as long as it takes to be sure
     #[arg(long)]
     quick: bool,
-    /// Only faults, or breakages, whose name contains this
+    /// Only the fault, or breakage, with this name, or all whose names have it in them
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
     /// Only modes of delivery whose name contains this
@@ -35,6 +39,9 @@ struct Args {
     /// Where the random moments come from; printed by each run
     #[arg(long)]
     seed: Option<u64>,
+    /// How long the soak takes, instead of an hour or, in the quick form, 20 s
+    #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u64).range(1..=600))]
+    minutes: Option<u64>,
     /// Name the faults, and run none
     #[arg(long)]
     list: bool,
@@ -63,19 +70,24 @@ fn main() -> ExitCode {
 }
 
 fn list() {
-    println!("| fault | what is done | recovery is counted from → to | aim |\n| --- | --- | --- | --- |");
-    for fault in FAULTS {
-        let aim = fault.aim.map_or(String::new(), |aim| format!("{} s", aim.as_secs_f64()));
-        println!("| {} | {} | {} | {aim} |", fault.name, fault.story, fault.clock);
+    println!(
+        "| fault | what is done | modes of the quick form | and of the full one | times there | recovery is counted from → to | aim |\n\
+         | --- | --- | --- | --- | ---: | --- | --- |"
+    );
+    let names = |modes: &[&Mode]| modes.iter().map(|mode| mode.name).collect::<Vec<_>>().join(", ");
+    for Fault { name, story, quick, full, times, clock, aim, .. } in FAULTS {
+        let aim = aim.map_or(String::new(), |aim| format!("{} s", aim.as_secs_f64()));
+        println!("| {name} | {story} | {} | {} | {times} | {clock} | {aim} |", names(quick), names(full));
     }
 }
 
 fn faults(args: &Args) -> Result<()> {
     let started = Instant::now();
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
-    let form = if args.quick { Form::Quick } else { Form::Full };
+    let form = if args.quick { Form::QUICK } else { Form::FULL };
+    let form = args.minutes.map_or(form, |minutes| Form { soak: Duration::from_secs(60 * minutes), ..form });
     eprintln!("seed {seed}");
-    let outcome = runner::run(form, args.only.as_deref(), args.mode.as_deref(), seed);
+    let outcome = runner::run(form, &Choice { only: args.only.clone(), mode: args.mode.clone() }, seed);
     let took = started.elapsed();
     println!("\n{}", report::table(&outcome.rows));
     for (fault, reason) in &outcome.not_run {
@@ -93,12 +105,13 @@ fn faults(args: &Args) -> Result<()> {
 }
 
 fn breakages(args: &Args) -> Result<()> {
+    let mut lab = Lab::default();
     let chosen = BREAKAGES.iter().filter(|breakage| args.only.as_ref().is_none_or(|only| breakage.name.contains(only)));
     let mut rows = Vec::new();
     for breakage in chosen {
         eprintln!("-- {}", breakage.name);
         // A story that could not be told proves nothing: the breakage was not caught.
-        let checks = match breakage.run() {
+        let checks = match breakage.run(&mut lab) {
             Ok(faults) => faults.checks(),
             Err(error) => {
                 eprintln!("{error:#}");

@@ -85,12 +85,22 @@ fn what_may_be_lost_is_counted_and_no_fault() {
 
 #[test]
 fn what_the_log_itself_forgot_is_not_lost() {
-    let mut expired = evidence(&[0, 1, 2], &[2]);
-    expired.commits = vec![commit(3, 2)];
-    expired.expired.insert(0, 2);
+    let mut expired = evidence(&[0, 1, 2, 3], &[0, 3]);
+    expired.commits = vec![commit(1, 0), commit(4, 2)];
+    expired.expired = expired_at(1..3);
     check(&expired, 0).unwrap();
-    expired.expired.insert(0, 1);
-    faulty(expired, |fault| matches!(fault, Fault::Lost(body) if body.seq == 1));
+    expired.expired = expired_at(1..2);
+    faulty(expired.clone(), |fault| matches!(fault, Fault::Lost(body) if body.seq == 2));
+    faulty(expired, |fault| matches!(fault, Fault::CommitAhead { committed: 4, unsettled: 1, .. }));
+}
+
+#[test]
+fn what_was_settled_before_the_log_forgot_is_not_excused() {
+    let mut expired = evidence(&[0, 1, 2], &[2]);
+    expired.commits = vec![commit(1, 1)];
+    expired.expired = expired_at(1..2);
+    faulty(expired.clone(), |fault| matches!(fault, Fault::Lost(body) if body.seq == 0));
+    faulty(expired, |fault| matches!(fault, Fault::CommitAhead { committed: 1, unsettled: 1, .. }));
 }
 
 #[test]
@@ -113,6 +123,10 @@ fn one_who_read_along_and_saw_something_else_is_believed() {
     check(&watched, 0).unwrap();
     watched.read_along = Some(BTreeSet::from([0, 1, 2]));
     faulty(watched, |fault| matches!(fault, Fault::ReadersDiffer(1)));
+}
+
+fn expired_at(offsets: std::ops::Range<i64>) -> Expired {
+    BTreeMap::from([(0, vec![offsets])])
 }
 
 fn evidence(sent: &[i64], order: &[i64]) -> Evidence {

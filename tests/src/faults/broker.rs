@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use xtask::lab::wait;
 
-use super::Form;
 use super::stage::{DEADLINE, Stage};
 use crate::topics;
 
@@ -19,7 +18,7 @@ const NODES: u16 = 3;
 /// A frozen broker's session with its controllers ends after 6 s: then others lead its partitions.
 const FROZEN_MAX: Duration = Duration::from_secs(40);
 
-pub(super) fn killed(stage: &mut Stage, _form: Form) -> Result<()> {
+pub(super) fn killed(stage: &mut Stage) -> Result<()> {
     let moment = stage.amid(0)?;
     stage.kafka()?.kill(1)?;
     thread::sleep(AWAY);
@@ -30,8 +29,23 @@ pub(super) fn killed(stage: &mut Stage, _form: Form) -> Result<()> {
     stage.recover(&moment, serves)
 }
 
-pub(super) fn killed_of_three(stage: &mut Stage, _form: Form) -> Result<()> {
-    for node in 1..=NODES {
+/// The host can't go on by itself from what it knew: both begin anew.
+pub(super) fn killed_with_host(stage: &mut Stage) -> Result<()> {
+    let moment = stage.amid(0)?;
+    stage.kafka()?.kill(1)?;
+    stage.hosts[0].kill()?;
+    stage.may_redeliver(&moment);
+    thread::sleep(AWAY);
+    stage.kafka()?.start(1)?;
+    let serves = Instant::now();
+    stage.replace(0)?;
+    stage.recover(&moment, serves)
+}
+
+pub(super) fn killed_of_three(stage: &mut Stage) -> Result<()> {
+    // The first one leads a third of the partitions, and often coordinates the group; the full form takes each.
+    let last = if stage.form.is_quick { 1 } else { NODES };
+    for node in 1..=last {
         wait_until_in_sync(stage)?;
         let moment = stage.amid(0)?;
         stage.kafka()?.kill(node)?;
@@ -43,7 +57,7 @@ pub(super) fn killed_of_three(stage: &mut Stage, _form: Form) -> Result<()> {
     wait_until_in_sync(stage)
 }
 
-pub(super) fn frozen(stage: &mut Stage, _form: Form) -> Result<()> {
+pub(super) fn frozen(stage: &mut Stage) -> Result<()> {
     wait_until_in_sync(stage)?;
     let node = u16::try_from(stage.recoveries().len())? % NODES + 1;
     let moment = stage.amid(0)?;
@@ -61,7 +75,7 @@ pub(super) fn frozen(stage: &mut Stage, _form: Form) -> Result<()> {
     wait_until_in_sync(stage)
 }
 
-pub(super) fn leaders_moved(stage: &mut Stage, _form: Form) -> Result<()> {
+pub(super) fn leaders_moved(stage: &mut Stage) -> Result<()> {
     wait_until_in_sync(stage)?;
     let (bootstrap, topic) = (stage.scenario.bootstrap.clone(), stage.scenario.topic.clone());
     let before = topics::replicas(&bootstrap, &topic)?;
@@ -88,7 +102,7 @@ pub(super) fn leaders_moved(stage: &mut Stage, _form: Form) -> Result<()> {
     stage.recover(&moment, Instant::now())
 }
 
-pub(super) fn disk_full(stage: &mut Stage, _form: Form) -> Result<()> {
+pub(super) fn disk_full(stage: &mut Stage) -> Result<()> {
     let moment = stage.amid(0)?;
     stage.cluster()?.disk.as_ref().context("this cluster has a small disk")?.fill()?;
     let acked = stage.scenario.ledger.acked();

@@ -5,20 +5,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use super::SESSION_TIMEOUT;
 use super::stage::Stage;
-use super::{Form, SESSION_TIMEOUT};
 use crate::proxy::Link;
 
 const CUT_FOR: Duration = Duration::from_secs(3);
 const SLOW: Duration = Duration::from_millis(200);
 const SLOW_FOR: Duration = Duration::from_secs(6);
 
-pub(super) fn cut(stage: &mut Stage, _form: Form) -> Result<()> {
+pub(super) fn cut(stage: &mut Stage) -> Result<()> {
     away(stage, Link::Cut, CUT_FOR)
 }
 
 /// Heartbeats are answered too late for nobody: nothing may be repeated.
-pub(super) fn slow(stage: &mut Stage, _form: Form) -> Result<()> {
+pub(super) fn slow(stage: &mut Stage) -> Result<()> {
     let moment = stage.amid(0)?;
     set(stage, Link::Slow(SLOW))?;
     thread::sleep(SLOW_FOR);
@@ -26,7 +26,7 @@ pub(super) fn slow(stage: &mut Stage, _form: Form) -> Result<()> {
     stage.recover(&moment, Instant::now())
 }
 
-pub(super) fn silent(stage: &mut Stage, _form: Form) -> Result<()> {
+pub(super) fn silent(stage: &mut Stage) -> Result<()> {
     away(stage, Link::Silent, SESSION_TIMEOUT + Duration::from_secs(2))
 }
 
@@ -40,7 +40,7 @@ fn away(stage: &mut Stage, link: Link, time: Duration) -> Result<()> {
     stage.recover(&moment, open)
 }
 
-fn set(stage: &mut Stage, link: Link) -> Result<()> {
+pub(super) fn set(stage: &mut Stage, link: Link) -> Result<()> {
     stage.cluster()?.proxies.iter().for_each(|proxy| proxy.set(link));
     Ok(())
 }

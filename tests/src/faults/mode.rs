@@ -5,7 +5,7 @@ use crate::checker::Allowed;
 /// One mode of delivery.
 #[derive(Debug)]
 pub struct Mode {
-    /// Its name in the manifest.
+    /// Its name in the table.
     pub name: &'static str,
     /// What a manifest says for it, in keys of the top level.
     pub manifest: &'static str,
@@ -22,6 +22,17 @@ pub enum Kind {
     Table,
     /// A topic that a guest forwards to.
     Topic,
+    /// The books of the guest `ledger`.
+    Books(Engine),
+}
+
+/// What keeps books.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// The stage's server.
+    Postgres,
+    /// A file that all hosts of the stage use.
+    Sqlite,
 }
 
 /// What becomes of records that were in hand when a fault came.
@@ -52,6 +63,23 @@ pub const EXACTLY_ONCE_KAFKA: Mode = Mode {
     name: "exactly-once (kafka)",
     manifest: "delivery = \"exactly-once\"\n",
     results: Some(Kind::Topic),
+    promise: Promise::Exact,
+};
+
+/// What the guest writes and the offset in one transaction of PostgreSQL. A dead or frozen host's transaction holds its locks
+/// for no longer than its calls may take, and 5 s.
+pub const EXACTLY_ONCE_POSTGRES: Mode = Mode {
+    name: "exactly-once (postgresql)",
+    manifest: "delivery = \"exactly-once\"\nexactly_once.transaction = \"sql.main\"\nlimits.deadline = \"2s\"\n",
+    results: Some(Kind::Books(Engine::Postgres)),
+    promise: Promise::Exact,
+};
+
+/// The same with SQLite.
+pub const EXACTLY_ONCE_SQLITE: Mode = Mode {
+    name: "exactly-once (sqlite)",
+    manifest: "delivery = \"exactly-once\"\nexactly_once.transaction = \"sql.main\"\nlimits.deadline = \"2s\"\n",
+    results: Some(Kind::Books(Engine::Sqlite)),
     promise: Promise::Exact,
 };
 

@@ -1,15 +1,16 @@
 //! What records, their guests and their topics do.
 
+use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use xtask::lab::wait;
 
-use super::Form;
 use super::stage::{DEADLINE, Stage};
-use crate::checker::Stored;
+use crate::checker;
 use crate::host;
+use crate::ledger::Place;
 use crate::raw_headers::RawHeader;
 use crate::scenario::Odd;
 use crate::topics;
@@ -36,7 +37,7 @@ const CLASSES: [(&str, &str); 6] = [
 ];
 const OF_EACH_CLASS: u64 = 3;
 
-pub(super) fn poison(stage: &mut Stage, _form: Form) -> Result<()> {
+pub(super) fn poison(stage: &mut Stage) -> Result<()> {
     let letters_before = stage.scenario.dead()?.len();
     let moment = stage.amid(0)?;
     let began = Instant::now();
@@ -85,11 +86,13 @@ fn wait_for_letters(stage: &Stage, count: usize) -> Result<()> {
     wait::until("every dead letter", DEADLINE, || Ok((stage.scenario.dead()?.len() >= count).then_some(())))
 }
 
+/// How long the handler stands still before records are deleted.
+const STANDSTILL: Duration = Duration::from_secs(4);
 const BETWEEN_SWAPS: Duration = Duration::from_secs(1);
 
 /// Good builds, files that are none, and one that asks for every record again; the last one is good.
-pub(super) fn swapped(stage: &mut Stage, form: Form) -> Result<()> {
-    let rounds = if form == Form::Quick { 2 } else { 20 };
+pub(super) fn swapped(stage: &mut Stage) -> Result<()> {
+    let rounds = if stage.form.is_quick { 2 } else { 20 };
     let (good, worse) = (host::guest_bytes("store")?, host::guest_bytes("failing")?);
     let handler = stage.scenario.handler.clone();
     let mut number = 0;
@@ -116,26 +119,25 @@ pub(super) fn swapped(stage: &mut Stage, form: Form) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn letters_missing(stage: &mut Stage, _form: Form) -> Result<()> {
+pub(super) fn letters_missing(stage: &mut Stage) -> Result<()> {
     let letters = stage.letters();
     stalled(stage, "missing", Vec::new(), |stage| topics::create(&stage.scenario.bootstrap, &letters, 1))
 }
 
-pub(super) fn letters_denied(stage: &mut Stage, _form: Form) -> Result<()> {
+pub(super) fn letters_denied(stage: &mut Stage) -> Result<()> {
     let letters = stage.letters();
-    let acl = |stage: &mut Stage, change: &str| {
-        let all = [change, "--allow-principal", "User:*", "--operation", "All", "--topic", &letters, "--force"];
-        let deny = [change, "--deny-principal", "User:*", "--operation", "Write", "--topic", &letters, "--force"];
-        // Without the leave for the rest nobody could even see the topic.
-        stage.kafka()?.command("AclCommand", &all)?;
-        stage.kafka()?.command("AclCommand", &deny).map(drop)
+    let acl = |stage: &mut Stage, change: &str, rule: &str, operation: &str| {
+        let rule = [change, rule, "User:*", "--operation", operation, "--topic", &letters, "--force"];
+        stage.kafka()?.command("AclCommand", &rule).map(drop)
     };
-    acl(stage, "--add")?;
-    stalled(stage, "denied", Vec::new(), |stage| acl(stage, "--remove"))
+    // Without the leave for the rest nobody could even see the topic.
+    acl(stage, "--add", "--allow-principal", "All")?;
+    acl(stage, "--add", "--deny-principal", "Write")?;
+    stalled(stage, "denied", Vec::new(), |stage| acl(stage, "--remove", "--deny-principal", "Write"))
 }
 
 /// The record fits into its own topic; its letter does not fit into the one for letters.
-pub(super) fn letter_too_large(stage: &mut Stage, _form: Form) -> Result<()> {
+pub(super) fn letter_too_large(stage: &mut Stage) -> Result<()> {
     let letters = stage.letters();
     let limit = |stage: &mut Stage, bytes: &str| {
         topics::configure(&stage.scenario.bootstrap, &letters, "max.message.bytes", bytes)
@@ -171,31 +173,33 @@ fn stalled(
 }
 
 /// The database is stopped, so that the handler stands still; meanwhile records that it has not read are deleted.
-pub(super) fn expired(stage: &mut Stage, _form: Form) -> Result<()> {
+pub(super) fn expired(stage: &mut Stage) -> Result<()> {
     let standing = stage.amid(0)?;
     stage.database()?.postgres.stop()?;
-    stage.may_redeliver_since(&standing)?;
     // More than the handler holds: the rest is unread, beyond what its client has fetched ahead.
-    let backlog = Duration::from_secs(4);
-    thread::sleep(backlog);
-    let ends = stage.ends()?;
-    for (partition, end) in (0..).zip(&ends) {
+    thread::sleep(STANDSTILL);
+    // What was settled is committed by now, and is not excused by what happens to the log.
+    let (committed, ends) = (stage.committed()?, stage.ends()?);
+    for (partition, (committed, end)) in (0..).zip(committed.iter().zip(&ends)) {
         topics::delete_before(&stage.scenario.bootstrap, &stage.scenario.topic, partition, *end)?;
-        stage.expired.insert(partition, *end);
+        stage.expired.entry(partition).or_default().push(*committed..*end);
     }
     stage.database()?.postgres.start()?;
     let back = Instant::now();
-    stage.recover(&standing.with_ends(ends.clone()), back)?;
-    let stored: Vec<Stored> = stage.results.stored()?;
-    let is_below =
-        |stored: &&Stored| stage.expired.get(&stored.place.partition).is_some_and(|end| stored.place.offset < *end);
-    let below = stored.iter().filter(is_below).count();
-    let deleted: i64 = ends.iter().sum();
-    let log = stage.hosts[0].log();
-    let said = log.lines().find(|line| line.contains("OFFSET") || line.to_lowercase().contains("out of range"));
+    stage.may_redeliver_what_is_stored(&stage.partitions(), &committed)?;
+    stage.recover(&standing.with_ends(ends), back)?;
+    let stored = stage.results.stored()?;
+    let is_deleted = |place: &Place| checker::is_expired(&stage.expired, place);
+    let read: BTreeSet<Place> = stored.iter().map(|stored| stored.place).filter(is_deleted).collect();
+    let deleted: i64 = stage.expired.values().flatten().map(|deleted| deleted.end - deleted.start).sum();
+    let unread = deleted - i64::try_from(read.len())?;
+    let counted = stage.hosts[0].metrics()?.sum("tidemill_receive_skipped_offsets_total", &[]);
     stage.notes.push(format!(
-        "{deleted} records deleted, {below} of them had been read; the host said: {}",
-        said.unwrap_or("nothing")
+        "{deleted} unsettled records were deleted, {unread} of them unread; the host has counted {counted}"
     ));
+    ensure!(
+        unread > 0 && counted == unread as f64,
+        "{unread} records were deleted unread, and the host has counted {counted}"
+    );
     Ok(())
 }

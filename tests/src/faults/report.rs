@@ -10,7 +10,7 @@ use super::mode::{Mode, Promise};
 use super::stage::Ended;
 
 /// One fault in one mode.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Row {
     /// The fault.
     pub fault: &'static str,
@@ -105,28 +105,8 @@ impl Row {
 
     /// Of one that did not.
     pub fn failed(fault: &Fault, mode: &Mode, runs: u32, error: &anyhow::Error, took: Duration) -> Row {
-        Row {
-            fault: fault.name,
-            mode: mode.name,
-            runs,
-            injected: 0,
-            acknowledged: 0,
-            unknown: 0,
-            sink: 0,
-            dead_letters: 0,
-            lost: 0,
-            invented: 0,
-            duplicates: 0,
-            duplicates_bound: 0,
-            order_violations: 0,
-            recovery_seconds_p50: 0.0,
-            recovery_seconds_max: 0.0,
-            aim: fault.aim,
-            in_flight_min: 0,
-            notes: Vec::new(),
-            wrong: vec![format!("{error:#}")],
-            took,
-        }
+        let (fault, aim) = (fault.name, fault.aim);
+        Row { fault, mode: mode.name, runs, aim, wrong: vec![format!("{error:#}")], took, ..Row::default() }
     }
 
     /// Whether nothing is wrong. A figure that misses its aim is no broken promise.
@@ -214,8 +194,8 @@ pub fn table(rows: &[Row]) -> String {
 mod tests {
     use super::*;
     use crate::checker::{Faults, Summary, Verdict};
-    use crate::faults::FAULTS;
     use crate::faults::mode::AT_LEAST_ONCE;
+    use crate::faults::table::FAULTS;
 
     fn row(faults: Vec<crate::checker::Fault>, recoveries: &[u64]) -> Row {
         let summary = Summary { acked: 5, stored: 5, repeated: 2, ..Summary::default() };

@@ -6,21 +6,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::Form;
 use super::stage::Stage;
 
-const QUICK: Duration = Duration::from_secs(20);
-const FULL: Duration = Duration::from_secs(3600);
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// The last third may have this much more than the second: the first one is the warm-up.
 const GROWTH_MAX: f64 = 1.2;
 const GROWTH_BYTES_MIN: u64 = 24 << 20;
 
-pub(super) fn soak(stage: &mut Stage, form: Form) -> Result<()> {
-    let time = if form == Form::Quick { QUICK } else { FULL };
+pub(super) fn soak(stage: &mut Stage) -> Result<()> {
     let started = Instant::now();
     let mut samples = Vec::new();
-    while started.elapsed() < time {
+    while started.elapsed() < stage.form.soak {
         samples.push(memory(stage.hosts[0].id())?);
         thread::sleep(SAMPLE_INTERVAL);
     }

@@ -1,103 +1,41 @@
-//! What a fault is done to: hosts at work under load, and what the checker notes of them meanwhile.
+//! What a fault is done to: a scene's hosts at work under load, and the judge at the end.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod moments;
+
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use tempfile::TempDir;
 use xtask::lab::kafka::Kafka;
 use xtask::lab::wait;
 
-use super::SESSION_TIMEOUT;
-use super::lab::{Cluster, Database, Lab, Which};
-use super::mode::{Kind, Mode, Promise};
-use crate::checker::{self, Commit, Evidence, Standing, Stored, Verdict};
+pub use self::moments::{Moment, NotInjected};
+use super::Form;
+use super::lab::{Cluster, Database, Lab};
+use super::mode::{Mode, Promise};
+use super::scene::{Membership, Scene, Standing};
+use crate::checker::{self, Commit, Evidence, Expired, Verdict};
 use crate::client::{Load, Report, Running};
-use crate::host::{Handler, Host, Setup};
-use crate::ledger::Place;
-use crate::names;
-use crate::results::{Forwarded, Results};
+use crate::host::{Host, Setup};
+use crate::results::Results;
 use crate::sampler::Sampler;
 use crate::scenario::{Scenario, dead_letters};
-use crate::sink::Sink;
-use crate::topics::{self, Along, Group};
+use crate::topics::{Along, Group};
 
-/// How long a fault waits for records in flight before it counts as not injected.
-const INJECTION_DEADLINE: Duration = Duration::from_secs(30);
 /// Bounds each wait for a host to be well again.
 pub const DEADLINE: Duration = Duration::from_secs(90);
 /// A dead host's transaction is aborted after its time-out, 10 s, and the broker's clean-up interval.
 const READERS_DEADLINE: Duration = Duration::from_secs(30);
-/// Records in requests that ingest has in hand: those of a [`Load::endless`].
-const ON_THEIR_WAY: usize = 40;
 /// Records that are accepted after the last fault, so that what it left behind meets some.
 const ACCEPTED_MIN: usize = 100;
-
-/// What a fault needs.
-#[derive(Debug, Clone, Copy)]
-pub struct Plan {
-    /// Brokers: 1 or 3.
-    pub nodes: u16,
-    /// Whether the one broker has a disk that can be filled.
-    pub small_disk: bool,
-    /// Hosts that do the work. Ingest has one of its own.
-    pub hosts: usize,
-    /// Partitions of the topic.
-    pub partitions: i32,
-    /// Keys of the load.
-    pub keys: usize,
-    /// Records a second.
-    pub rate: f64,
-    /// How long the work for a record takes.
-    pub delay: Duration,
-    /// How much longer a commit of the database takes for each of its records.
-    pub commit_delay: Duration,
-    /// Where results are, for modes that leave it open.
-    pub results: Kind,
-    /// The guest that forwards, where results are in a topic.
-    pub guest: &'static str,
-    /// More of the manifest, in keys of the top level.
-    pub manifest: &'static str,
-    /// Whether hosts reach brokers and database through the proxies.
-    pub behind_proxies: bool,
-    /// Whether there is a topic for dead letters.
-    pub letters: bool,
-}
-
-impl Plan {
-    /// Records are stored in a table, at a pace that keeps some of them in flight most of the time.
-    pub const TABLE: Plan = Plan {
-        nodes: 1,
-        small_disk: false,
-        hosts: 1,
-        partitions: 4,
-        keys: 40,
-        rate: 300.0,
-        delay: Duration::from_millis(8),
-        commit_delay: Duration::ZERO,
-        results: Kind::Table,
-        guest: "slow",
-        manifest: "",
-        behind_proxies: false,
-        letters: true,
-    };
-
-    /// The same with a topic: a database would hold the locks of a host that is frozen.
-    pub const TOPIC: Plan = Plan { results: Kind::Topic, ..Plan::TABLE };
-
-    /// The cluster that it is on.
-    pub fn cluster(&self) -> Which {
-        match (self.nodes, self.small_disk) {
-            (3, _) => Which::Three,
-            (_, true) => Which::Small,
-            (_, false) => Which::One,
-        }
-    }
-}
 
 /// A running Tidemill.
 pub struct Stage<'a> {
     /// The servers.
     pub lab: &'a mut Lab,
+    /// How much is done.
+    pub form: Form,
     /// Topic, ledger and group.
     pub scenario: Scenario,
     /// Where results are read.
@@ -106,13 +44,13 @@ pub struct Stage<'a> {
     pub door: Host,
     /// The hosts that do the work.
     pub hosts: Vec<Host>,
-    /// Below these offsets records were deleted.
-    pub expired: BTreeMap<i32, i64>,
+    /// These offsets were deleted before they were settled.
+    pub expired: Expired,
     /// What the row should say beside its figures.
     pub notes: Vec<String>,
-    plan: Plan,
+    scene: Scene,
     mode: &'static Mode,
-    setup: Setup,
+    worker_setup: Setup,
     door_setup: Setup,
     group: Group,
     load: Option<Running>,
@@ -120,43 +58,29 @@ pub struct Stage<'a> {
     along: Option<Along>,
     moments: Vec<Moment>,
     in_hand: usize,
+    /// What may be lost, by partition, in a mode that commits first.
+    lost: BTreeMap<i32, usize>,
     recoveries: Vec<Duration>,
     injected: usize,
     dice: fastrand::Rng,
+    /// Has what hosts keep in files.
+    _folder: TempDir,
 }
 
-/// How things stood when a fault came.
-#[derive(Debug, Clone)]
-pub struct Moment {
-    /// Records in calls of guests, or requests that ingest had not answered.
-    pub in_flight: usize,
-    /// Records in the topic and not committed.
-    pub uncommitted: usize,
-    /// The ends of the partitions.
-    pub ends: Vec<i64>,
-    /// What was committed, by partition.
-    pub committed: Vec<i64>,
-    written: i64,
+/// What is put on a stage.
+#[derive(Clone, Copy)]
+pub struct Play {
+    /// What stands there.
+    pub scene: Scene,
+    /// The mode of delivery.
+    pub mode: &'static Mode,
+    /// How much is done.
+    pub form: Form,
+    /// Where random moments come from.
+    pub seed: u64,
+    /// How its hosts are broken on purpose.
+    pub broken: Option<&'static str>,
 }
-
-impl Moment {
-    /// The same with these ends.
-    pub fn with_ends(self, ends: Vec<i64>) -> Moment {
-        Moment { ends, ..self }
-    }
-}
-
-/// Nothing was in flight, however long it was waited for.
-#[derive(Debug)]
-pub struct NotInjected;
-
-impl std::fmt::Display for NotInjected {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "not injected: nothing was in flight within {INJECTION_DEADLINE:?}")
-    }
-}
-
-impl std::error::Error for NotInjected {}
 
 /// How a stage ended.
 pub struct Ended {
@@ -176,66 +100,44 @@ pub struct Ended {
 
 impl<'a> Stage<'a> {
     /// Starts everything, and waits until records flow.
-    pub fn start(lab: &'a mut Lab, plan: Plan, mode: &'static Mode, seed: u64) -> Result<Stage<'a>> {
+    pub fn start(lab: &'a mut Lab, play: &Play) -> Result<Stage<'a>> {
+        let Play { scene, mode, form, seed, broken } = *play;
         lab.mend()?;
-        let kind = mode.results.unwrap_or(plan.results);
-        let kafka = &lab.cluster(plan.cluster())?.kafka;
-        let (bootstrap, front) = (kafka.bootstrap(), kafka.bootstrap_of_fronts());
-        let for_hosts = if plan.behind_proxies { front } else { bootstrap.clone() };
-        let (sink, database_for_hosts) = match kind {
-            Kind::Table => database(lab.database()?, &plan)?,
-            Kind::Topic => (Sink::at(String::new()), String::new()),
-        };
-        let scenario = if plan.letters {
-            Scenario::with(&bootstrap, plan.partitions, sink)?
-        } else {
-            Scenario::without_letters(&bootstrap, plan.partitions, sink)?
-        };
-        let door_setup = Setup::on_kafka(&for_hosts, &[&scenario.topic]).argument("--only").argument("ingest");
-        let setup = Setup::on_kafka(&for_hosts, &[]);
-        let (results, setup) = match kind {
-            Kind::Table => {
-                let handler = scenario.handler(&manifest(&plan, mode));
-                (Results::Table(scenario.sink.clone()), setup.database(&database_for_hosts).handler(handler))
-            }
-            Kind::Topic => {
-                let out = names::unique("out");
-                topics::create(&bootstrap, &out, 1)?;
-                let handler = forwarding(&scenario, &plan, mode, &out);
-                (Results::Topic(Forwarded::from(&scenario, &out)), setup.handler(handler))
-            }
-        };
+        let Standing { scenario, results, worker, door: door_setup, folder } = scene.set(lab, mode)?;
         let door = door_setup.start().context("start ingest")?;
-        let group = Group::new(&bootstrap, &scenario.handler, &scenario.topic)?;
+        let group = Group::new(&scenario.bootstrap, &scenario.handler, &scenario.topic)?;
         let mut stage = Stage {
             lab,
+            form,
             door,
             hosts: Vec::new(),
             expired: BTreeMap::new(),
             notes: Vec::new(),
             sampler: Some(watch_commits(&scenario, &results, mode)?),
             along: match &results {
-                Results::Table(_) => None,
-                Results::Topic(forwarded) => Some(Along::start(&bootstrap, &forwarded.out)?),
+                Results::Table(_) | Results::Books(_) => None,
+                Results::Topic(forwarded) => Some(Along::start(&scenario.bootstrap, &forwarded.out)?),
             },
             load: None,
             scenario,
             results,
-            plan,
+            scene,
             mode,
-            setup,
+            worker_setup: broken.map_or(worker.clone(), |broken| worker.fault(broken)),
             door_setup,
             group,
             moments: Vec::new(),
             in_hand: 0,
+            lost: BTreeMap::new(),
             recoveries: Vec::new(),
             injected: 0,
             dice: fastrand::Rng::with_seed(seed),
+            _folder: folder,
         };
-        for _ in 0..plan.hosts {
+        for _ in 0..scene.hosts {
             stage.join()?;
         }
-        let load = Load { keys: plan.keys, ..Load::endless("load", plan.rate) };
+        let load = Load { keys: scene.keys, ..Load::endless("load", scene.rate) };
         stage.load = Some(load.start(&stage.door.ingest()?, &stage.scenario.topic, &stage.scenario.ledger));
         for host in 0..stage.hosts.len() {
             stage.wait_until_at_work(host)?;
@@ -245,19 +147,26 @@ impl<'a> Stage<'a> {
 
     /// Starts one more host.
     pub fn join(&mut self) -> Result<()> {
-        let host = self.start_host()?;
+        let host = self.start_host(self.hosts.len())?;
         self.hosts.push(host);
         Ok(())
     }
 
-    /// Starts another host in the place of one that has ended.
+    /// Starts another host in the place of one that has ended, under its name if it had one.
     pub fn replace(&mut self, host: usize) -> Result<()> {
-        self.hosts[host] = self.start_host()?;
+        self.hosts[host] = self.start_host(host)?;
         self.wait_until_at_work(host)
     }
 
-    fn start_host(&self) -> Result<Host> {
-        self.setup.start().context("start a host")
+    fn start_host(&self, place: usize) -> Result<Host> {
+        let setup = match self.scene.membership {
+            Membership::Cooperative | Membership::Newer => self.worker_setup.clone(),
+            Membership::Static => {
+                let property = format!("\n[broker.consumer]\n\"group.instance.id\" = \"host-{place}\"\n");
+                self.worker_setup.clone().with(&property)
+            }
+        };
+        setup.start().context("start a host")
     }
 
     /// Starts ingest again, somewhere else.
@@ -278,7 +187,7 @@ impl<'a> Stage<'a> {
 
     /// The cluster of this stage.
     pub fn cluster(&mut self) -> Result<&mut Cluster> {
-        self.lab.cluster(self.plan.cluster())
+        self.lab.cluster(self.scene.cluster())
     }
 
     /// Its nodes.
@@ -296,156 +205,6 @@ impl<'a> Stage<'a> {
         max.mul_f64(self.dice.f64())
     }
 
-    /// Waits until a host has records in a call, notes how things stand, and answers at once: now is the moment.
-    pub fn amid(&mut self, host: usize) -> Result<Moment> {
-        let started = Instant::now();
-        while started.elapsed() < INJECTION_DEADLINE {
-            let moment = self.look()?;
-            let in_flight = self.hosts[host].metrics()?.sum("tidemill_invoke_in_flight_records", &[]);
-            // What is committed before it is called is in hand all the same.
-            let is_in_hand = moment.uncommitted > 0 || self.mode.promise == Promise::NothingRepeated;
-            if in_flight > 0.0 && is_in_hand {
-                return Ok(self.note(Moment { in_flight: in_flight as usize, ..moment }));
-            }
-        }
-        Err(NotInjected.into())
-    }
-
-    /// The same, also when all records of the host wait to be tried again: they are in hand, if not in a call.
-    pub fn amid_or_waiting(&mut self, host: usize) -> Result<Moment> {
-        let waiting = self.hosts[host].metrics()?.sum("tidemill_admit_lanes_waiting", &[]);
-        if waiting > 0.0 {
-            let moment = self.look()?;
-            return Ok(self.note(Moment { in_flight: waiting as usize, ..moment }));
-        }
-        self.amid(host)
-    }
-
-    /// The same for requests that ingest has not answered.
-    pub fn amid_requests(&mut self) -> Result<Moment> {
-        let started = Instant::now();
-        while started.elapsed() < INJECTION_DEADLINE {
-            let moment = self.look()?;
-            let in_flight = self.door.metrics()?.sum("tidemill_ingest_in_flight_requests", &[]);
-            if in_flight > 0.0 {
-                return Ok(self.note(Moment { in_flight: in_flight as usize, ..moment }));
-            }
-        }
-        Err(NotInjected.into())
-    }
-
-    /// How things stand, without a fault.
-    pub fn look(&self) -> Result<Moment> {
-        let committed = self.committed()?;
-        let (written, ends) = (self.results.written()?, self.group.ends()?);
-        let uncommitted = above(&committed, &ends);
-        Ok(Moment { in_flight: 0, uncommitted, ends, committed, written })
-    }
-
-    fn note(&mut self, moment: Moment) -> Moment {
-        self.moments.push(moment.clone());
-        moment
-    }
-
-    /// What the group has committed, by partition.
-    pub fn committed(&self) -> Result<Vec<i64>> {
-        Ok(self.group.committed()?.into_iter().map(Option::unwrap_or_default).collect())
-    }
-
-    /// The ends of the partitions now.
-    pub fn ends(&self) -> Result<Vec<i64>> {
-        self.group.ends()
-    }
-
-    /// Notes that what was in hand at a moment may be redelivered, when nothing could be delivered after it: what was
-    /// committed then is known, and what was delivered is at most what the topic had, and what was on its way into it.
-    pub fn may_redeliver(&mut self, moment: &Moment) {
-        self.in_hand += moment.uncommitted + ON_THEIR_WAY;
-    }
-
-    /// The same in a mode that commits first: what is committed and not settled is lost, and all of it is seen at once.
-    fn may_lose(&mut self) -> Result<()> {
-        let committed: i64 = self.committed()?.iter().sum();
-        let places: BTreeSet<Place> =
-            self.results.stored()?.iter().chain(&self.scenario.dead()?).map(|stored| stored.place).collect();
-        self.in_hand = self.in_hand.max(usize::try_from(committed)?.saturating_sub(places.len()));
-        Ok(())
-    }
-
-    /// The same when the topic grows on: what was delivered is at most what it has now.
-    pub fn may_redeliver_since(&mut self, moment: &Moment) -> Result<()> {
-        if self.mode.promise == Promise::NothingRepeated {
-            return self.may_lose();
-        }
-        self.in_hand += above(&moment.committed, &self.group.ends()?);
-        Ok(())
-    }
-
-    /// The same, told exactly, for a host that is dead: what it stored of its partitions and did not commit.
-    pub fn may_redeliver_what_is_stored(&mut self, partitions: &[i32]) -> Result<()> {
-        if self.mode.promise == Promise::NothingRepeated {
-            return self.may_lose();
-        }
-        let committed = self.committed()?;
-        let is_in_hand = |stored: &Stored| {
-            let partition = stored.place.partition;
-            let committed = usize::try_from(partition).ok().and_then(|partition| committed.get(partition));
-            partitions.contains(&partition) && committed.is_none_or(|committed| stored.place.offset >= *committed)
-        };
-        let mut places: Vec<_> =
-            self.results.stored()?.iter().filter(|stored| is_in_hand(stored)).map(|stored| stored.place).collect();
-        places.sort();
-        places.dedup();
-        self.in_hand += places.len();
-        Ok(())
-    }
-
-    /// The partitions that a host has, as it says itself.
-    pub fn partitions_of(&self, host: usize) -> Result<Vec<i32>> {
-        let metrics = self.hosts[host].metrics()?;
-        let names = metrics.values_of("tidemill_receive_position_offset", "partition");
-        names.iter().map(|name| name.parse().with_context(|| format!("`{name}` is a partition"))).collect()
-    }
-
-    /// Waits until all that the topic had at a moment is committed.
-    pub fn wait_until_caught_up(&self, moment: &Moment) -> Result<()> {
-        wait::until("all that was there at the fault to be committed", DEADLINE, || {
-            Ok((above(&self.committed()?, &moment.ends) == 0).then_some(()))
-        })
-    }
-
-    /// The same after a fault whose recovery is told by something else: a note says how long all of it took.
-    pub fn catch_up(&mut self, moment: &Moment, since: Instant) -> Result<()> {
-        self.wait_until_caught_up(moment)?;
-        self.notes.push(format!("all that was there at the fault was committed after {:.1?}", since.elapsed()));
-        Ok(())
-    }
-
-    /// The same, and notes how long it took since then.
-    pub fn recover(&mut self, moment: &Moment, since: Instant) -> Result<()> {
-        self.wait_until_caught_up(moment)?;
-        self.recovered(since.elapsed());
-        Ok(())
-    }
-
-    /// Waits until more is stored than now, and notes how long it took since then.
-    pub fn recover_flow(&mut self, since: Instant) -> Result<()> {
-        let before = self.results.count()?;
-        wait::until("the next record to be stored", DEADLINE, || Ok((self.results.count()? > before).then_some(())))?;
-        self.recovered(since.elapsed());
-        Ok(())
-    }
-
-    /// Notes a recovery that was timed elsewhere.
-    pub fn recovered(&mut self, took: Duration) {
-        self.recoveries.push(took);
-    }
-
-    /// How many recoveries there were so far.
-    pub fn recoveries(&self) -> &[Duration] {
-        &self.recoveries
-    }
-
     /// The last lines of what each host logged.
     pub fn log_tails(&self, lines: usize) -> String {
         let tail = |host: &Host| {
@@ -454,11 +213,6 @@ impl<'a> Stage<'a> {
             format!("host:\n{}", all[all.len().saturating_sub(lines)..].join("\n"))
         };
         self.hosts.iter().chain([&self.door]).map(tail).collect::<Vec<_>>().join("\n")
-    }
-
-    /// How many records were in flight at the last fault.
-    pub fn last_in_flight(&self) -> usize {
-        self.moments.last().map_or(0, |moment| moment.in_flight)
     }
 
     /// Stops the load and waits for its last answers.
@@ -497,7 +251,7 @@ impl<'a> Stage<'a> {
 
     /// An open transaction of a host that is dead holds up readers until the broker has aborted it.
     fn wait_until_readers_see_all(&mut self) -> Result<()> {
-        if self.mode.promise != Promise::Exact {
+        if !are_seen_later(&self.results, self.mode) {
             return Ok(());
         }
         let committed = Instant::now();
@@ -521,11 +275,7 @@ impl<'a> Stage<'a> {
     }
 
     fn evidence(&self, commits: Vec<Commit>) -> Result<Evidence> {
-        let standing = |moment: &Moment| Standing {
-            written: moment.written,
-            committed: (0..).zip(moment.committed.iter().copied()).collect(),
-        };
-        let moments = self.moments.iter().map(standing).collect();
+        let moments = self.moments.iter().map(Moment::standing).collect();
         let evidence = self.scenario.evidence_in(&self.results, commits)?;
         Ok(Evidence { moments, expired: self.expired.clone(), ..evidence })
     }
@@ -536,56 +286,15 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// Where outputs and offsets are one transaction, the outputs may be seen a moment after the offsets: that both are there
-/// is shown by the readers, and commits are only watched not to fall.
+/// Whether outputs and offsets are one transaction of Kafka: the outputs may be seen a moment after the offsets.
+fn are_seen_later(results: &Results, mode: &Mode) -> bool {
+    mode.promise == Promise::Exact && matches!(results, Results::Topic(_))
+}
+
+/// That outputs which are seen later are all there is shown by the readers: commits are then only watched not to fall.
 fn watch_commits(scenario: &Scenario, results: &Results, mode: &Mode) -> Result<Sampler> {
-    match (mode.promise, results) {
-        (Promise::Exact, Results::Topic(_)) => {
-            Sampler::start(&scenario.bootstrap, &scenario.handler, &scenario.topic, |_, offset| Ok(offset))
-        }
-        _ => scenario.watch(&scenario.handler, results),
+    if are_seen_later(results, mode) {
+        return Sampler::start(&scenario.bootstrap, &scenario.handler, &scenario.topic, |_, offset| Ok(offset));
     }
-}
-
-/// How many offsets lie between two places of each partition.
-fn above(committed: &[i64], ends: &[i64]) -> usize {
-    let gaps = committed.iter().zip(ends).map(|(committed, end)| (end - committed).max(0));
-    usize::try_from(gaps.sum::<i64>()).unwrap_or(usize::MAX)
-}
-
-/// A new database, as the checker and as hosts reach it.
-fn database(database: &Database, plan: &Plan) -> Result<(Sink, String)> {
-    let url = database.postgres.create_database(&names::unique("faults").replace('-', "_"))?;
-    let (direct, front) = (database.postgres.port(), database.proxy.port());
-    let for_hosts = if plan.behind_proxies {
-        url.replace(&format!("127.0.0.1:{direct}"), &format!("127.0.0.1:{front}"))
-    } else {
-        url.clone()
-    };
-    let sink = Sink::at(url).slow(plan.delay).slow_to_commit(plan.commit_delay);
-    Ok((sink, format!("{for_hosts}?application_name={HOST_SESSIONS}")))
-}
-
-/// How sessions of hosts are told from the checker's.
-pub const HOST_SESSIONS: &str = "host";
-
-/// Small calls and buffers, so that a fault meets many calls and each bound is reached; a short session.
-fn manifest(plan: &Plan, mode: &Mode) -> String {
-    format!(
-        "{}\n{}\nbatch.records_max = 20\nbuffer.records_max = 200\nbuffer.span_max = 400\ndrain_deadline = \"5s\"\n\
-         consumer_properties.\"session.timeout.ms\" = \"{}\"\nconsumer_properties.\"heartbeat.interval.ms\" = \"500\"\n",
-        mode.manifest,
-        plan.manifest,
-        SESSION_TIMEOUT.as_millis()
-    )
-}
-
-fn forwarding(scenario: &Scenario, plan: &Plan, mode: &Mode, out: &str) -> Handler {
-    let manifest = format!(
-        "topics = [\"{}\"]\n{}\n[grants]\nproduce = [\"{out}\"]\n[config]\nto = \"{out}\"\nms = \"{}\"\n",
-        scenario.topic,
-        manifest(plan, mode),
-        plan.delay.as_millis()
-    );
-    Handler::new(&scenario.handler, plan.guest, &manifest)
+    scenario.watch(&scenario.handler, results)
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use tests::books;
 use tests::client::Load;
 use tests::host::{Handler, Host, Setup};
 use tests::ledger::Ledger;
@@ -17,7 +18,7 @@ use tidemill::store::sqlite::{self, Sqlite};
 use xtask::lab::postgres::Postgres;
 use xtask::lab::wait;
 
-use super::ledgers::{self as books, Books, Errors};
+use super::ledgers::{Books, Errors};
 
 const DEADLINE: Duration = Duration::from_secs(300);
 const PARTITIONS: i32 = 4;

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use tests::breakages::Breakage;
+use tests::faults::lab::Lab;
 use tests::servers;
 
 #[test]
@@ -32,7 +33,7 @@ fn a_host_that_does_not_await_a_dead_letter_is_caught() -> Result<()> {
 fn is_caught(name: &str) -> Result<()> {
     let _machine = servers::in_company();
     let breakage = Breakage::named(name)?;
-    let faults = breakage.run()?;
+    let faults = breakage.run(&mut Lab::default())?;
     let checks = faults.checks();
     assert!(breakage.is_caught(&checks), "the judge saw {checks:?}, not all of {:?}\n{faults}", breakage.by);
     Ok(())

@@ -3,19 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tidemill::store::{Connection, Value};
 
 use ::tests::ledger::{Fate, Ledger, Place};
 use ::tests::sink::Sink;
-
-/// The tables, in words that are good for every database.
-const SCHEMA: &str = "\
-CREATE TABLE entries (record_id TEXT NOT NULL, account TEXT NOT NULL);
-CREATE TABLE accounts (account TEXT NOT NULL PRIMARY KEY, entries BIGINT NOT NULL);
-";
 
 /// What was booked.
 #[derive(Debug, Default)]
@@ -48,31 +41,6 @@ impl fmt::Display for Errors {
 }
 
 impl std::error::Error for Errors {}
-
-/// The migration for PostgreSQL, with entries that take this long, and commits that take this long for each entry.
-pub(crate) fn schema(entry: Duration, commit: Duration) -> String {
-    let nap = |name: &str, delay: Duration, trigger: &str| {
-        if delay.is_zero() {
-            return String::new();
-        }
-        format!(
-            "CREATE FUNCTION {name}() RETURNS TRIGGER LANGUAGE plpgsql AS $$\n\
-             BEGIN PERFORM pg_sleep({}); RETURN NEW; END $$;\n{trigger} FOR EACH ROW EXECUTE FUNCTION {name}();\n",
-            delay.as_secs_f64()
-        )
-    };
-    let slow_entry = nap("slow_entry", entry, "CREATE TRIGGER slow_entry BEFORE INSERT ON entries");
-    let deferred = "CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON entries DEFERRABLE INITIALLY DEFERRED";
-    format!("{SCHEMA}{slow_entry}{}", nap("slow_commit", commit, deferred))
-}
-
-/// The migration for SQLite, with entries that take about a millisecond: it has no other way to wait than to count.
-pub(crate) fn schema_for_sqlite() -> String {
-    format!(
-        "{SCHEMA}CREATE TRIGGER slow_entry AFTER INSERT ON entries BEGIN\n\
-         SELECT count(*) FROM (WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 5000) SELECT n FROM c);\nEND;\n"
-    )
-}
 
 impl Books {
     /// Reads them from PostgreSQL, in one snapshot.

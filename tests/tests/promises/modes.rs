@@ -8,6 +8,7 @@ use tests::client::Load;
 use tests::host::{Handler, Setup};
 use tests::ledger::Place;
 use tests::scenario::Scenario;
+use tests::topics::Kept;
 use tests::{names, servers, topics};
 use xtask::lab::wait;
 
@@ -97,6 +98,37 @@ fn unordered_records_of_one_key_run_at_once_and_none_is_lost() -> Result<()> {
     values.sort_unstable();
     values.dedup();
     ensure!(values.len() == RECORDS, "{} of {RECORDS} different records came out", values.len());
+    Ok(())
+}
+
+#[test]
+fn a_slow_key_does_not_hold_up_the_keys_that_came_with_it() -> Result<()> {
+    const OTHERS: usize = 20;
+    const SLOW: &[u8] = b"180000000";
+    let _machine = servers::in_company();
+    let bootstrap = servers::kafka();
+    let (topic, out, name) = (names::unique("records"), names::unique("forwarded"), names::unique("slow"));
+    topics::create(&bootstrap, &topic, 1)?;
+    topics::create(&bootstrap, &out, 1)?;
+    // All of them are there before the host reads, and one call has room for them.
+    let other = |number| Kept::new(Some(format!("k{number}").as_bytes()), Some(b"0"));
+    let mut records = vec![Kept::new(Some(b"slow"), Some(SLOW))];
+    records.extend((0..OTHERS).map(other));
+    topics::produce(&bootstrap, &topic, &records)?;
+    let manifest = format!(
+        "topics = [\"{topic}\"]\nconcurrency = 32\n[limits]\ndeadline = \"4m\"\n[grants]\nproduce = [\"{out}\"]\n\
+         [config]\nms = \"value\"\nto = \"{out}\"\n"
+    );
+    let setup = Setup::on_kafka(&bootstrap, &[&topic]).handler(Handler::new(&name, "slow", &manifest));
+    let _host = setup.start()?;
+    wait::until("the other keys to come out", DEADLINE, || {
+        Ok((topics::read(&bootstrap, &out)?.len() >= OTHERS).then_some(()))
+    })?;
+    let forwarded = topics::read(&bootstrap, &out)?;
+    ensure!(
+        forwarded.iter().all(|kept| kept.value.as_deref() != Some(SLOW)),
+        "the slow one takes longer than this test"
+    );
     Ok(())
 }
 

@@ -1,7 +1,5 @@
 //! Real Apache Kafka (KRaft) on loopback, from Maven Central's jars.
 
-mod jars;
-
 use std::fmt::Write;
 use std::fs;
 use std::net::TcpStream;
@@ -14,7 +12,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use super::process::{Farewell, Process};
-use super::{port, wait};
+use super::{jars, port, wait};
 
 const READY_DEADLINE: Duration = Duration::from_secs(90);
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
@@ -101,7 +99,7 @@ impl Kafka {
         let count = options.nodes;
         ensure!(matches!(count, 1 | 3), "a cluster has 1 or 3 nodes, not {count}");
         ensure!(count == 1 || options.data.is_none(), "only a lone node can be told where to keep its records");
-        let jars = jars::fetched()?;
+        let jars = fetched()?;
         let folder = tempfile::Builder::new().prefix("tidemill-kafka-").tempdir()?;
         let ports = port::free::<12>()?;
         let cluster = cluster_id();
@@ -149,7 +147,7 @@ impl Kafka {
 
     /// Runs one of Kafka's own commands, such as `AclCommand`, and answers what it printed.
     pub fn command(&self, class: &str, arguments: &[&str]) -> Result<String> {
-        let mut command = java(&jars::fetched()?, &["-XX:TieredStopAtLevel=1", "-Xmx128m"])?;
+        let mut command = java(&fetched()?, &["-XX:TieredStopAtLevel=1", "-Xmx128m"])?;
         command.arg(format!("org.apache.kafka.tools.{class}")).args(["--bootstrap-server", &self.bootstrap()]);
         let output = command.args(arguments).output().with_context(|| format!("run Kafka's `{class}`"))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -198,8 +196,7 @@ impl Kafka {
     }
 
     fn launch(&self, id: u16) -> Result<Process> {
-        let mut command =
-            java(&jars::fetched()?, &["-Xms128m", "-Xmx384m", "-XX:-UsePerfData", "-Djava.awt.headless=true"])?;
+        let mut command = java(&fetched()?, &["-Xms128m", "-Xmx384m", "-XX:-UsePerfData", "-Djava.awt.headless=true"])?;
         command.arg("kafka.Kafka").arg(self.folder.path().join(format!("node{id}.properties")));
         let log = self.folder.path().join(format!("node{id}.log"));
         if log.exists() {
@@ -228,6 +225,10 @@ impl Node {
         });
         served.with_context(|| self.process.log_tail())
     }
+}
+
+fn fetched() -> Result<PathBuf> {
+    jars::fetched("Apache Kafka (55 MB)", &crate::tree::root().join("xtask/lab/pom.xml"))
 }
 
 fn farewell(folder: &TempDir) -> Farewell<'_> {

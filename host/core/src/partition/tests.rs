@@ -91,6 +91,28 @@ fn unordered_records_wait_for_none() {
 }
 
 #[test]
+fn lanes_that_could_run_at_once_are_shared_out_among_the_calls_that_may_start() {
+    check(
+        Order::Key,
+        Bounds { call_records_max: 100, ..BOUNDS },
+        "spare 0, recv 1 a, recv 2 a, recv 3 b, recv 4 c, recv 5 d, spare 2, spare 0, recv 6 e, recv 7 f, spare 4",
+        expect![[r#"
+            spare 0  ->
+            recv 1 a ->
+            recv 2 a ->
+            recv 3 b ->
+            recv 4 c ->
+            recv 5 d ->
+            spare 2  -> invoke 1+2+3, invoke 4+5
+            spare 0  ->
+            recv 6 e ->
+            recv 7 f ->
+            spare 4  -> invoke 6, invoke 7
+        "#]],
+    );
+}
+
+#[test]
 fn a_paused_partition_starts_nothing_and_goes_on_where_it_stood() {
     check(
         Order::Key,
@@ -324,7 +346,7 @@ fn a_record_that_stopped_its_partition_has_all_its_attempts_when_it_comes_again(
     let mut actions = Vec::new();
     let mut on = |at, event| {
         partition.on(Duration::from_secs(at), event, &mut actions);
-        partition.on(Duration::from_secs(at), Event::Slot, &mut actions);
+        partition.on(Duration::from_secs(at), Event::Slot { spare: 1 }, &mut actions);
         actions.drain(..).find_map(|action| match action {
             Action::Invoke(call) => call.records.first().map(|first| (call.id, first.tries, first.charged, first.age)),
             Action::Commit(_) | Action::Drained => None,
@@ -399,6 +421,8 @@ struct Story {
     now: Duration,
     /// Running calls by the offsets of their records.
     running: BTreeMap<Vec<Offset>, CallId>,
+    /// How many more calls may start; `None`: always one.
+    spare: Option<usize>,
 }
 
 impl Story {
@@ -423,12 +447,17 @@ impl Story {
             "unpause" => Event::Paused(false),
             "stop" => self.all(words[1], Verdict::Stop),
             "resume" => Event::Resumed,
+            "spare" => {
+                self.spare = Some(words[1].parse().expect("number"));
+                Event::Timer
+            }
             other => panic!("no such step: {other}"),
         };
         let mut actions = Vec::new();
         partition.on(self.now, event, &mut actions);
-        while partition.wants_slot() {
-            partition.on(self.now, Event::Slot, &mut actions);
+        while partition.wants_slot() && self.spare != Some(0) {
+            partition.on(self.now, Event::Slot { spare: self.spare.unwrap_or(1) }, &mut actions);
+            self.spare = self.spare.map(|spare| spare - 1);
         }
         actions.iter().map(|action| self.describe(action)).collect::<Vec<_>>().join(", ")
     }
@@ -475,9 +504,23 @@ fn chunk(offset: Offset, key: &str) -> Arc<Chunk> {
 /// A random step of a story; numbers choose among what is possible then.
 #[derive(Debug, Clone)]
 enum Step {
-    Receive { gap: i64, key: u8 },
-    Return { pick: prop::sample::Index, verdicts: Vec<u8> },
-    Wait { millis: u64 },
+    Receive {
+        gap: i64,
+        key: u8,
+    },
+    Return {
+        pick: prop::sample::Index,
+        verdicts: Vec<u8>,
+    },
+    Wait {
+        millis: u64,
+    },
+    Pause(bool),
+    /// What stopped the partition may be mended.
+    Resume,
+    Spare {
+        calls: usize,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -486,6 +529,9 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (any::<prop::sample::Index>(), prop::collection::vec(0_u8..8, 8))
             .prop_map(|(pick, verdicts)| Step::Return { pick, verdicts }),
         1 => (0_u64..200).prop_map(|millis| Step::Wait { millis }),
+        1 => (1_usize..6).prop_map(|calls| Step::Spare { calls }),
+        1 => any::<bool>().prop_map(Step::Pause),
+        1 => Just(Step::Resume),
     ]
 }
 
@@ -494,7 +540,8 @@ fn order() -> impl Strategy<Value = Order> {
 }
 
 proptest! {
-    /// OFF-1 to OFF-3, LANE-1 and LANE-2 under random stories, against a list of what was received and settled.
+    /// OFF-1 to OFF-3, LANE-1, LANE-2 and STOP-1 under random stories of pauses, stops and failures, against a list of what
+    /// was received and settled.
     #[test]
     fn keeps_its_invariants_in_any_story(
         order in order(),
@@ -518,6 +565,43 @@ proptest! {
 }
 
 proptest! {
+    /// SPREAD-1: as many calls start as may and as there are lanes for, and no call has a lane more than another needs.
+    #[test]
+    fn no_lane_waits_in_a_call_while_another_call_could_take_it(
+        order in order(),
+        calls_max in 1_usize..20,
+        spare in 1_usize..20,
+        keys in prop::collection::vec(0_u8..30, 1..60),
+    ) {
+        let bounds = Bounds { call_records_max: usize::MAX, calls_max, ..BOUNDS };
+        let mut partition = Partition::new(order, bounds);
+        for (offset, key) in (0..).zip(&keys) {
+            partition.on(Duration::ZERO, Event::Received(chunk(offset, &key.to_string())), &mut Vec::new());
+        }
+        let lanes = match order {
+            Order::Partition => 1,
+            Order::Key => keys.iter().collect::<std::collections::BTreeSet<_>>().len(),
+            Order::Unordered => keys.len(),
+        };
+        let mut actions = Vec::new();
+        for left in (1..=spare).rev() {
+            partition.on(Duration::ZERO, Event::Slot { spare: left }, &mut actions);
+        }
+        let shares: Vec<usize> = actions.iter().map(|action| match action {
+            Action::Invoke(call) => {
+                call.records.iter().map(|record| record.lane).collect::<std::collections::BTreeSet<_>>().len()
+            }
+            Action::Commit(_) | Action::Drained => 0,
+        }).collect();
+        let calls_max = if order == Order::Partition { 1 } else { calls_max };
+        prop_assert_eq!(shares.len(), lanes.min(spare).min(calls_max), "SPREAD-1: every call that may start does");
+        prop_assert_eq!(shares.iter().sum::<usize>(), lanes, "SPREAD-1: nothing that is ready is left");
+        let (least, most) = (shares.iter().min().copied(), shares.iter().max().copied());
+        prop_assert!(most <= least.map(|least| least + 1), "SPREAD-1: even shares: {:?}", shares);
+    }
+}
+
+proptest! {
     /// A call that fails as a whole charges nobody but a record that was alone: whoever the culprits are, only they are ever
     /// charged, and each of them is found.
     #[test]
@@ -535,7 +619,7 @@ proptest! {
             let mut actions = Vec::new();
             partition.on(Duration::ZERO, event, &mut actions);
             while partition.wants_slot() {
-                partition.on(Duration::ZERO, Event::Slot, &mut actions);
+                partition.on(Duration::ZERO, Event::Slot { spare: 1 }, &mut actions);
             }
             actions.into_iter().filter_map(|action| match action {
                 Action::Invoke(call) => Some(call),
@@ -575,12 +659,15 @@ proptest! {
 struct Model {
     partition: Partition,
     order: Order,
+    /// What each slot is said to be one of.
+    spare: usize,
     now: Duration,
     next: Offset,
     keys: BTreeMap<Offset, u8>,
     settled: BTreeMap<Offset, bool>,
     running: Vec<(CallId, Vec<Offset>)>,
     stopped: Option<Offset>,
+    paused: bool,
     committed: Offset,
     revoked: bool,
     drained: bool,
@@ -591,12 +678,14 @@ impl Default for Model {
         Self {
             partition: Partition::new(Order::Key, BOUNDS),
             order: Order::Key,
+            spare: 1,
             now: Duration::ZERO,
             next: 0,
             keys: BTreeMap::new(),
             settled: BTreeMap::new(),
             running: Vec::new(),
             stopped: None,
+            paused: false,
             committed: 0,
             revoked: false,
             drained: false,
@@ -639,7 +728,21 @@ impl Model {
                 self.now += Duration::from_millis(millis);
                 self.on(Event::Timer);
             }
+            Step::Spare { calls } => self.spare = calls,
+            Step::Pause(paused) => self.pause(paused),
+            Step::Resume => {
+                self.stopped = None;
+                self.on(Event::Resumed);
+            }
         }
+        assert!(!self.paused || self.partition.room() == 0, "a paused partition takes nothing in");
+        assert!(self.stopped.is_none() || self.partition.room() == 0, "STOP-1: it takes nothing more in");
+        assert_eq!(self.partition.stopped_at(), self.stopped, "STOP-1");
+    }
+
+    fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+        self.on(Event::Paused(paused));
     }
 
     /// Outcomes as the host gives them: once a lane has one that does not settle, the rest of it is untouched.
@@ -681,7 +784,7 @@ impl Model {
         let mut actions = Vec::new();
         self.partition.on(self.now, event, &mut actions);
         while self.partition.wants_slot() {
-            self.partition.on(self.now, Event::Slot, &mut actions);
+            self.partition.on(self.now, Event::Slot { spare: self.spare }, &mut actions);
         }
         for action in actions {
             match action {
@@ -705,6 +808,7 @@ impl Model {
     fn invoked(&mut self, call: &Call) {
         let offsets: Vec<Offset> = call.records.iter().map(|record| record.record.offset()).collect();
         assert!(offsets.is_sorted(), "LANE-1: in offset order");
+        assert!(!self.paused, "a paused partition calls nobody");
         assert!(self.stopped.is_none_or(|stopped| offsets.iter().all(|offset| *offset < stopped)), "STOP-1");
         for offset in &offsets {
             let lane = self.lane(*offset);
@@ -723,6 +827,7 @@ impl Model {
         // What lies before a stop is worked off without it.
         self.now += Duration::from_secs(1);
         self.on(Event::Timer);
+        self.pause(false);
         self.stopped = None;
         self.on(Event::Resumed);
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::broker::contract::member::{Ending, Member, Seen};
+use crate::broker::{BrokerError, ConsumerEvent, Reader};
 use tidemill_core::record::{Offset, TopicPartition};
 
 /// Without a committed offset a group reads what is there.
@@ -84,6 +85,72 @@ pub async fn a_partition_starts_where_it_is_told<B: Broker>(broker: &B, name: &s
         assert_eq!(numbers(&seen), expected, "{start_at:?}");
         member.end(Ending::Close).await;
     }
+}
+
+/// A started partition is read on from wherever the member wants, back and forth, and stays the member's.
+pub async fn a_started_partition_begins_anew_elsewhere<B: Broker>(broker: &B, name: &str) {
+    let bench = Bench::new(broker, name);
+    let topic = bench.topic("records", 2).await;
+    bench.store_numbers(&topic, 0, 0..1000).await;
+    bench.store_numbers(&topic, 1, 1000..1010).await;
+    let of = |partition| TopicPartition::new(Arc::clone(&topic), partition);
+    let subscription = bench.subscription(&[&topic], StartAt::Earliest);
+    let mut consumer = bench.join(&subscription);
+    let assigned = loop {
+        match within(consumer.next_event()).await {
+            ConsumerEvent::Assigned(assigned) => break assigned,
+            ConsumerEvent::Problem(_) => {}
+            event @ (ConsumerEvent::Revoked(_) | ConsumerEvent::Lost(_) | ConsumerEvent::Fatal(_)) => {
+                panic!("the first event is an assignment, not {event:?}")
+            }
+        }
+    };
+    let mut readers: BTreeMap<_, _> =
+        within(consumer.start(&assigned, &BTreeMap::new())).await.expect("they can be read").into_iter().collect();
+    for place in [500, 3, 998] {
+        // Some of what was fetched is left unread.
+        assert!(!within(readers.get_mut(&of(0)).expect("a reader").next(10, 1 << 20)).await.expect("read").is_empty());
+        drop(readers.remove(&of(0)));
+        let mut sought =
+            within(consumer.seek(&BTreeMap::from([(of(0), place), (of(7), 0)]))).await.expect("it begins there");
+        assert_eq!(sought.len(), 1, "what is not this member's is left out");
+        let (found, mut reader) = sought.remove(0);
+        assert_eq!((found, reader.position()), (of(0), Some(place)));
+        let chunk = within(reader.next(2, 1 << 20)).await.expect("it can be read");
+        assert_eq!(numbers_of(&chunk)[0], u64::try_from(place).expect("not negative"));
+        readers.insert(of(0), reader);
+    }
+    within(consumer.commit(vec![(of(0), 999)])).await.expect("it is still this member's");
+    assert_eq!(bench.committed(&subscription, &topic).await, [(0, Some(999)), (1, None)]);
+    let mut read = Vec::new();
+    while read.len() < 10 {
+        let chunk = within(readers.get_mut(&of(1)).expect("a reader").next(10, 1 << 20)).await.expect("read");
+        read.extend(numbers_of(&chunk));
+    }
+    assert_eq!(read, (1000..1010).collect::<Vec<_>>(), "the others are read on");
+    drop(readers);
+    within(consumer.close()).await;
+}
+
+/// Offsets are committed from outside only while nobody is in the group: its members would not hear of it.
+pub async fn a_group_without_members_is_moved_and_one_with_members_is_not<B: Broker>(broker: &B, name: &str) {
+    let bench = Bench::new(broker, name);
+    let topic = bench.topic("records", 2).await;
+    bench.store_numbers(&topic, 0, 0..10).await;
+    let at = |offset| vec![(TopicPartition::new(Arc::clone(&topic), 0), offset)];
+    let subscription = bench.subscription(&[&topic], StartAt::Earliest);
+    let group = &subscription.group;
+    within(bench.admin.commit(group, at(4))).await.expect("nobody is in it");
+    assert_eq!(bench.committed(&subscription, &topic).await, [(0, Some(4)), (1, None)]);
+
+    let mut member = Member::run(bench.join(&subscription));
+    let seen = member.until("the rest is read", |seen| seen.records.len() >= 6).await;
+    assert_eq!(numbers(&seen), (4..10).collect::<Vec<_>>());
+    let refused = within(bench.admin.commit(group, at(0))).await.expect_err("somebody is");
+    assert!(matches!(&refused, BrokerError::Rejected(text) if text.contains("has members")), "{refused}");
+    member.end(Ending::Close).await;
+    within(bench.admin.commit(group, at(0))).await.expect("nobody is in it again");
+    assert_eq!(bench.committed(&subscription, &topic).await[0], (0, Some(0)));
 }
 
 /// Each group reads everything, and one group's commits are not another's.

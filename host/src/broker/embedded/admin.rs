@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use rusqlite::Connection;
-use tidemill_core::record::{Chunk, Offset};
+use tidemill_core::record::{Chunk, Offset, TopicPartition};
 use tokio::sync::oneshot;
 
 use super::Log;
 use super::reads::{self, Reads};
-use super::writer::{Command, Create};
-use crate::broker::{Admin, BrokerError, Committed, TopicInfo};
+use super::writer::{Command, Commit, Create};
+use crate::broker::{Admin, BrokerError, CommitError, Committed, TopicInfo};
 
 /// One reading outside of groups takes so much at most.
 const READ_BYTES_MAX: usize = 4 << 20;
@@ -72,6 +72,25 @@ impl Admin for EmbeddedAdmin {
             let partitions = reads::partitions(connection, &topic)?;
             let committed = |of: &reads::Bounds| Ok((of.number, reads::committed(connection, &group, of.id)?));
             partitions.iter().map(committed).collect()
+        })
+    }
+
+    fn commit(&self, group: &str, offsets: Vec<(TopicPartition, Offset)>) -> BoxFuture<'_, Result<(), BrokerError>> {
+        let group = group.to_owned();
+        Box::pin(async move {
+            if self.log.groups.has_members(&group) {
+                return Err(BrokerError::Rejected(format!("group `{group}` has members")));
+            }
+            let mut by_id = Vec::with_capacity(offsets.len());
+            for (of, offset) in &offsets {
+                let partition = self.log.topics.partition(of);
+                by_id.push((partition.ok_or_else(|| BrokerError::NoSuchTopic(of.to_string()))?.id, *offset));
+            }
+            let (answer, answered) = oneshot::channel();
+            let queued = self.log.command(Command::Commit(Commit { group, offsets: by_id, answer }));
+            queued.map_err(BrokerError::Unavailable)?;
+            let ended = |_| Err(CommitError::Retriable("the log's writer has ended".to_owned()));
+            answered.await.unwrap_or_else(ended).map_err(|error| BrokerError::Unavailable(error.to_string()))
         })
     }
 

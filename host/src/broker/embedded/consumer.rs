@@ -132,11 +132,21 @@ impl Consumer for EmbeddedConsumer {
                 None => self.begin(name, &partition).await?,
             };
             if let Some(position) = begin {
-                let (log, end) = (Arc::clone(&self.log), partition.watch());
-                let reader =
-                    EmbeddedReader { log, name: name.clone(), partition, position, skipped: None, end, begun: None };
-                readers.push((name.clone(), reader));
+                readers.push((name.clone(), EmbeddedReader::new(&self.log, name, partition, position)));
             }
+        }
+        Ok(readers)
+    }
+
+    async fn seek(
+        &mut self,
+        places: &BTreeMap<TopicPartition, Offset>,
+    ) -> Result<Vec<(TopicPartition, EmbeddedReader)>, BrokerError> {
+        let mut readers = Vec::with_capacity(places.len());
+        for (name, place) in places.iter().filter(|(name, _)| self.membership.holding(name).is_some()) {
+            let partition = self.log.topics.partition(name);
+            let partition = partition.ok_or_else(|| BrokerError::NoSuchTopic(name.to_string()))?;
+            readers.push((name.clone(), EmbeddedReader::new(&self.log, name, partition, *place)));
         }
         Ok(readers)
     }
@@ -177,25 +187,24 @@ fn fenced(offsets: &[(TopicPartition, Offset)]) -> CommitError {
 
 impl Reader for EmbeddedReader {
     async fn next(&mut self, records_max: usize, bytes_max: usize) -> Result<Arc<Chunk>, BrokerError> {
-        loop {
-            let position = self.position;
-            if self.end.wait_for(|end| *end > position).await.is_err() {
-                return Err(BrokerError::Unavailable("the log is closed".to_owned()));
+        let position = self.position;
+        if self.end.wait_for(|end| *end > position).await.is_err() {
+            return Err(BrokerError::Unavailable("the log is closed".to_owned()));
+        }
+        match self.read(records_max, bytes_max).await? {
+            Found::Records { chunk, first, last } => {
+                self.note_gap(first);
+                self.position = last + 1;
+                Ok(chunk)
             }
-            match self.read(records_max, bytes_max).await? {
-                Found::Records { chunk, first, last } => {
-                    self.note_gap(first);
-                    self.position = last + 1;
-                    return Ok(chunk);
-                }
-                Found::Nothing { start } if start > position => {
-                    self.note_gap(start);
-                    self.position = start;
-                }
-                Found::Nothing { .. } => {
-                    let text = format!("the log is damaged: `{}` has no records from {position} on", self.name);
-                    return Err(BrokerError::Rejected(text));
-                }
+            Found::Nothing { start } if start > position => {
+                self.note_gap(start);
+                self.position = start;
+                Ok(Arc::default())
+            }
+            Found::Nothing { .. } => {
+                let text = format!("the log is damaged: `{}` has no records from {position} on", self.name);
+                Err(BrokerError::Rejected(text))
             }
         }
     }
@@ -214,6 +223,31 @@ impl Reader for EmbeddedReader {
 }
 
 impl EmbeddedReader {
+    fn new(log: &Arc<Log>, name: &TopicPartition, partition: Arc<Partition>, position: Offset) -> Self {
+        let (log, name, end) = (Arc::clone(log), name.clone(), partition.watch());
+        Self { log, name, partition, position, skipped: None, end, begun: None }
+    }
+
+    /// Reads a partition from a place on. Of a log that another process holds it is read up to the end as it is now.
+    pub(super) async fn outside_of_groups(
+        log: &Arc<Log>,
+        name: &TopicPartition,
+        position: Offset,
+    ) -> Result<Self, BrokerError> {
+        let partition = match log.topics.partition(name) {
+            Some(partition) => partition,
+            None => {
+                let topic = name.topic.to_string();
+                let found =
+                    Arc::clone(&log.reads).with(move |connection| reads::partitions(connection, &topic)).await?;
+                let of = found.into_iter().find(|of| of.number == name.partition);
+                let of = of.ok_or_else(|| BrokerError::NoSuchTopic(name.to_string()))?;
+                Arc::new(Partition::new(of.id, of.start, of.next))
+            }
+        };
+        Ok(Self::new(log, name, partition, position))
+    }
+
     /// Reads from the position on. Cancel-safe: a read that was begun is kept.
     async fn read(&mut self, records_max: usize, bytes_max: usize) -> Result<Found, BrokerError> {
         let same = |begun: &Begun| begun.records_max == records_max && begun.bytes_max == bytes_max;

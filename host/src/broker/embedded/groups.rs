@@ -52,6 +52,11 @@ impl Groups {
         Membership { groups: Arc::clone(self), group: subscription.group.clone(), member, wake }
     }
 
+    /// Whether anybody is in a group.
+    pub(super) fn has_members(&self, group: &str) -> bool {
+        self.lock().contains_key(group)
+    }
+
     /// A topic is new: whoever waits for it gets it.
     pub(super) fn topic_made(&self) {
         for group in self.lock().values_mut() {

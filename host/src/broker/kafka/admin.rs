@@ -2,6 +2,7 @@
 //!
 //! librdkafka's calls block, so that each runs apart from the async runtime and has a deadline.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -14,13 +15,14 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::MetadataTopic;
 use rdkafka::types::RDKafka;
 use rdkafka::{ClientConfig, Offset as Place, TopicPartitionList};
-use tidemill_core::record::{Chunk, ChunkBuilder, Offset};
+use tidemill_core::record::{Chunk, ChunkBuilder, Offset, TopicPartition};
 use tokio::time::Instant;
 
+use super::assignment::assignment;
 use super::config::{Config, refused_by_library};
-use super::ends::ends;
+use super::ends::{self, ends};
 use super::errors::{self, code_of};
-use super::ffi::{Native, Queue, Topic};
+use super::ffi::{self, Event, Native, Queue, Topic};
 use super::listener::Listener;
 use crate::broker::{Admin, BrokerError, Committed, PartitionInfo, TopicInfo, TopicSettings, Written};
 
@@ -163,6 +165,16 @@ impl Admin for KafkaAdmin {
         self.ask(move |asking| asking.committed(&group, &topic))
     }
 
+    fn commit(&self, group: &str, offsets: Vec<(TopicPartition, Offset)>) -> BoxFuture<'_, Result<(), BrokerError>> {
+        let group = group.to_owned();
+        self.ask(move |asking| asking.commit(&group, &offsets))
+    }
+
+    fn owners<'a>(&'a self, group: &'a str) -> BoxFuture<'a, Result<BTreeMap<TopicPartition, String>, BrokerError>> {
+        let group = group.to_owned();
+        self.ask(move |asking| asking.owners(&group))
+    }
+
     fn read(
         &self,
         topic: &str,
@@ -290,17 +302,61 @@ impl Asking {
 
     fn committed(&self, group: &str, topic: &str) -> Result<Committed, BrokerError> {
         let wanted = self.partitions(topic, Place::Invalid)?;
-        let mut config = self.config.clone();
-        config.set("group.id", group);
-        // A client of its own, because a client has one group; it never joins.
-        let listener = Listener::new(format!("admin for group {group}"));
-        let client = BaseConsumer::from_config_and_context(&config, listener).map_err(refused_by_library)?;
-        let found = client.committed_offsets(wanted, DEADLINE).map_err(|error| failed(topic, &error))?;
+        let found =
+            self.for_group(group)?.0.committed_offsets(wanted, DEADLINE).map_err(|error| failed(topic, &error))?;
         let each = found.elements().into_iter().map(|found| match found.offset() {
             Place::Offset(offset) => Ok((found.partition(), Some(offset))),
             _ => Ok((found.partition(), None)),
         });
         sorted(each.collect())
+    }
+
+    /// A client of its own, because a client has one group; it never joins.
+    fn for_group(&self, group: &str) -> Result<Client, BrokerError> {
+        let mut config = self.config.clone();
+        config.set("group.id", group).set("enable.auto.commit", "false");
+        let listener = Listener::new(format!("admin for group {group}"));
+        BaseConsumer::from_config_and_context(&config, listener).map(Client).map_err(refused_by_library)
+    }
+
+    /// The broker takes offsets of no member only while the group has none.
+    fn commit(&self, group: &str, offsets: &[(TopicPartition, Offset)]) -> Result<(), BrokerError> {
+        let mut list = TopicPartitionList::new();
+        for (of, offset) in offsets {
+            let added = list.add_partition_offset(&of.topic, of.partition, Place::Offset(*offset));
+            added.map_err(|error| failed(&of.topic, &error))?;
+        }
+        let answers = Queue::new(Arc::new(self.for_group(group)?));
+        let deadline = Instant::now() + DEADLINE;
+        let sent = ffi::commit(&list, &answers);
+        let answer = sent.and_then(|()| {
+            loop {
+                match answers.poll(ends::left(deadline).as_millis().try_into().unwrap_or(0)) {
+                    Some(Event::Committed(answer)) => return answer,
+                    Some(_) => {}
+                    None => return Err(Code::OperationTimedOut),
+                }
+            }
+        });
+        answer.map_err(|code| match code {
+            Code::UnknownMemberId | Code::IllegalGeneration | Code::RebalanceInProgress | Code::StaleMemberEpoch => {
+                BrokerError::Rejected(format!("group `{group}` has members ({code})"))
+            }
+            code => errors::of_topic(code, "", &code.to_string()),
+        })
+    }
+
+    /// As for [`Asking::members`], nothing is told of groups of the newer protocol.
+    fn owners(&self, group: &str) -> Result<BTreeMap<TopicPartition, String>, BrokerError> {
+        let found = self.client.0.fetch_group_list(Some(group), DEADLINE).map_err(|error| failed("", &error))?;
+        let mut owners = BTreeMap::new();
+        for member in found.groups().iter().filter(|found| found.name() == group).flat_map(|found| found.members()) {
+            let host = member.client_host().trim_start_matches('/');
+            let name = format!("{host} ({})", member.client_id());
+            let assigned = member.assignment().and_then(assignment).unwrap_or_default();
+            owners.extend(assigned.into_iter().map(|of| (of, name.clone())));
+        }
+        Ok(owners)
     }
 
     /// Groups of the newer protocol are not told of here: they look as if they had no members.

@@ -214,6 +214,19 @@ impl Config {
         Ok(client)
     }
 
+    /// For one client that reads outside of groups. It is told where a partition ends, and needs nothing that is for members.
+    pub(super) fn reader(&self, properties: &BTreeMap<String, String>) -> Result<ClientConfig, BrokerError> {
+        let mut client = self.layered(CONSUMER_DEFAULTS, &[&self.consumer, properties], CONSUMER_OWNED)?;
+        client.set("enable.partition.eof", "true");
+        for of_members in
+            ["group.protocol", "group.remote.assignor", "group.instance.id", "partition.assignment.strategy"]
+        {
+            client.remove(of_members);
+        }
+        check_native(&client)?;
+        Ok(client)
+    }
+
     /// For one producer.
     pub(super) fn producer(
         &self,

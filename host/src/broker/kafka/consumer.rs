@@ -193,6 +193,14 @@ impl Consumer for KafkaConsumer {
         blocking(move || client.start(&partitions, &found)).await
     }
 
+    async fn seek(
+        &mut self,
+        places: &BTreeMap<TopicPartition, Offset>,
+    ) -> Result<Vec<(TopicPartition, PartitionReader)>, BrokerError> {
+        let (client, places) = (Arc::clone(&self.client), places.clone());
+        blocking(move || client.seek(&places)).await
+    }
+
     async fn release(&mut self, partitions: &[TopicPartition]) -> Result<(), BrokerError> {
         let client = Arc::clone(&self.client);
         let partitions = partitions.to_vec();

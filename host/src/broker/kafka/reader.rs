@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::errors;
 use super::ffi::{self, Native, Queue};
+use super::ranged::Fetching;
 use crate::broker::{BrokerError, ConsumerEvent, Reader};
 
 /// Bytes of one chunk; a larger record still comes alone. Memory of this size is used again while it is warm: with half a
@@ -20,8 +21,10 @@ const CHUNK_BYTES_MAX: usize = 64 << 10;
 /// What a record is thought to weigh before the first one was seen.
 const FIRST_GUESS_BYTES: usize = 1024;
 
-/// Reads one assigned partition. What is not read stays in librdkafka's queue, bounded by `queued.max.messages.kbytes`.
+/// Reads one partition. What is not read stays in librdkafka's queue, bounded by `queued.max.messages.kbytes`.
 pub struct PartitionReader {
+    /// What fetches, where no group does; ends before the queue.
+    _fetching: Option<Fetching>,
     client: Arc<dyn Native>,
     topic: CString,
     of: TopicPartition,
@@ -52,7 +55,13 @@ impl PartitionReader {
     ) -> Result<Self, BrokerError> {
         let topic = CString::new(&*of.topic).map_err(|_| BrokerError::NoSuchTopic(of.topic.to_string()))?;
         let (of, usual_bytes) = (of.clone(), FIRST_GUESS_BYTES);
-        Ok(Self { client, topic, of, queue, ours, next: 0, start, skipped: None, events, usual_bytes })
+        let _fetching = None;
+        Ok(Self { _fetching, client, topic, of, queue, ours, next: 0, start, skipped: None, events, usual_bytes })
+    }
+
+    /// The same outside of groups.
+    pub(super) fn fetching(self, fetching: Fetching) -> Self {
+        Self { _fetching: Some(fetching), ..self }
     }
 
     /// The flag that the consumer clears when the partition is given back.
@@ -61,9 +70,11 @@ impl PartitionReader {
     }
 
     /// Takes what is there, up to the bounds; an error only when no record comes before it. `None`: nothing is there.
+    /// Outside of groups the end is told, too: markers and what was deleted leave offsets before it that hold no record.
     fn take(&mut self, records_max: usize, bytes_max: usize) -> Option<Result<Chunk, BrokerError>> {
         let bytes_max = bytes_max.clamp(1, CHUNK_BYTES_MAX);
         let mut chunk = self.begin_chunk(records_max, bytes_max);
+        let mut passed = false;
         while chunk.len() < records_max {
             let Some(message) = self.queue.front() else {
                 let room = bytes_max.saturating_sub(chunk.bytes());
@@ -77,8 +88,11 @@ impl PartitionReader {
                 if !chunk.is_empty() {
                     break;
                 }
+                let end = message.offset();
                 self.queue.drop_front();
                 if code == Code::PartitionEOF {
+                    passed |= end > self.next;
+                    self.next = self.next.max(end);
                     continue;
                 }
                 return Some(Err(errors::of_topic(code, &self.of.topic, &text)));
@@ -103,7 +117,7 @@ impl PartitionReader {
             self.queue.drop_front();
         }
         if chunk.is_empty() {
-            return None;
+            return passed.then(|| Ok(chunk.build()));
         }
         // Half of the new and half of the old, so that one odd chunk does not tip it.
         self.usual_bytes = (self.usual_bytes + chunk.bytes() / chunk.len()).div_ceil(2).max(1);

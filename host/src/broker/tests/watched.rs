@@ -145,6 +145,14 @@ impl Broker for Watched {
         Ok(Member { member, group: subscription.group.clone(), shared: Arc::clone(&self.shared) })
     }
 
+    async fn readers(
+        &self,
+        places: &BTreeMap<TopicPartition, Offset>,
+        properties: &BTreeMap<String, String>,
+    ) -> Result<Vec<(TopicPartition, EmbeddedReader)>, BrokerError> {
+        self.log.readers(places, properties).await
+    }
+
     fn check(&self, subscription: &Subscription) -> Result<(), BrokerError> {
         self.log.check(subscription)
     }
@@ -200,6 +208,13 @@ impl Consumer for Member {
         places: &BTreeMap<TopicPartition, Offset>,
     ) -> Result<Vec<(TopicPartition, EmbeddedReader)>, BrokerError> {
         self.member.start(partitions, places).await
+    }
+
+    async fn seek(
+        &mut self,
+        places: &BTreeMap<TopicPartition, Offset>,
+    ) -> Result<Vec<(TopicPartition, EmbeddedReader)>, BrokerError> {
+        self.member.seek(places).await
     }
 
     async fn release(&mut self, partitions: &[TopicPartition]) -> Result<(), BrokerError> {

@@ -1,14 +1,13 @@
 //! `tidemill topic tail`.
 
 use std::collections::VecDeque;
-use std::str::FromStr;
 use std::time::Duration;
 
 use serde_json::json;
 use tidemill_core::record::{Offset, Record};
 
 use super::TopicError;
-use crate::broker::{Admin, PartitionInfo};
+use crate::broker::{Admin, PartitionInfo, Point};
 use crate::cli::text::{shown, time_of, value_of};
 
 /// So many records are fetched at a time.
@@ -25,7 +24,7 @@ pub struct TailArgs {
     /// Where to begin: `earliest`, `latest`, an offset, or a time such as `2026-11-21T09:00:00Z`. By default `latest`
     /// with --follow and `earliest` without.
     #[arg(long, value_name = "WHERE")]
-    pub(super) from: Option<From>,
+    pub(super) from: Option<Point>,
     /// Only this partition.
     #[arg(long, short)]
     pub(super) partition: Option<i32>,
@@ -38,37 +37,6 @@ pub struct TailArgs {
     /// Prints one line of JSON for each record. What is not UTF-8 becomes `{"base64": "..."}`.
     #[arg(long)]
     pub(super) json: bool,
-}
-
-/// Where to begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum From {
-    /// At the oldest record.
-    Earliest,
-    /// At the next record.
-    Latest,
-    /// At an offset of each partition.
-    Offset(Offset),
-    /// At the first record at or after a time, in milliseconds since the Unix epoch.
-    Time(i64),
-}
-
-impl FromStr for From {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "earliest" => Ok(Self::Earliest),
-            "latest" => Ok(Self::Latest),
-            _ => {
-                let offset = text.parse().ok().filter(|offset| *offset >= 0).map(Self::Offset);
-                let time = || text.parse::<jiff::Timestamp>().ok().map(|time| Self::Time(time.as_millisecond()));
-                offset.or_else(time).ok_or_else(|| {
-                    "write earliest, latest, an offset such as 42, or a time such as 2026-11-21T09:00:00Z".to_owned()
-                })
-            }
-        }
-    }
 }
 
 /// How far one partition is read.
@@ -117,24 +85,15 @@ async fn cursors(admin: &dyn Admin, args: &TailArgs) -> Result<Vec<Cursor>, Topi
             return Err(TopicError::NoSuchPartition { topic: args.topic.clone(), partition, last });
         }
     }
-    let default = if args.follow { From::Latest } else { From::Earliest };
-    let from = args.from.unwrap_or(default);
-    let at_time = match from {
-        From::Time(millis) => admin.offsets_for_time(&args.topic, millis).await?,
-        From::Earliest | From::Latest | From::Offset(_) => Vec::new(),
+    let default = if args.follow { Point::Latest } else { Point::Earliest };
+    let places = args.from.unwrap_or(default).find(admin, &args.topic, &partitions).await?;
+    let cursor = |(of, next): (PartitionInfo, Offset)| Cursor {
+        partition: of.partition,
+        next: next.max(of.start),
+        end: of.end,
+        fetched: VecDeque::new(),
     };
-    let cursor = |of: PartitionInfo| {
-        let next = match from {
-            From::Earliest => of.start,
-            From::Latest => of.end,
-            From::Offset(offset) => offset.max(of.start),
-            From::Time(_) => {
-                at_time.iter().find(|(partition, _)| *partition == of.partition).map_or(of.end, |(_, offset)| *offset)
-            }
-        };
-        Cursor { partition: of.partition, next, end: of.end, fetched: VecDeque::new() }
-    };
-    Ok(partitions.into_iter().map(cursor).collect())
+    Ok(partitions.into_iter().zip(places).map(cursor).collect())
 }
 
 async fn partitions(admin: &dyn Admin, topic: &str) -> Result<Vec<PartitionInfo>, TopicError> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tidemill_core::record::{Offset, TopicPartition};
 
-use crate::attempt::Ownership;
+use crate::attempt::{Committed, Ownership};
 use crate::broker::{Broker, PartitionInfo};
 use crate::store::offsets::{Place, TABLE};
 use crate::store::{Sql, SqlError};
@@ -68,6 +68,31 @@ impl OffsetStore {
                 self.database
             )),
         }
+    }
+
+    /// Takes the rows of partitions over and stores where these begin from now on, whatever they said: by the rows' latest
+    /// owner, on top of what they say (FENCE-1).
+    pub async fn begin_at(
+        &self,
+        group: &str,
+        places: &BTreeMap<TopicPartition, Offset>,
+        call_deadline: Duration,
+    ) -> Result<BTreeMap<TopicPartition, Arc<Ownership>>, String> {
+        let work = async {
+            let mut owners = BTreeMap::new();
+            for (of, place) in places {
+                let failed =
+                    |error| format!("the offset of {of} in database `{}` was not moved: {error}", self.database);
+                let owner = self.own(group, of, call_deadline).await.map_err(failed)?;
+                match owner.commit(None, *place).await.map_err(failed)? {
+                    Committed::Stored => drop(owners.insert(of.clone(), owner)),
+                    Committed::Fenced => return Err(format!("somebody else took the offset of {of} over meanwhile")),
+                }
+            }
+            Ok(owners)
+        };
+        let late = |_| Err(format!("the offsets in database `{}` were not moved in time", self.database));
+        tokio::time::timeout(TAKE_OVER_DEADLINE, work).await.unwrap_or_else(late)
     }
 
     /// Takes one row over, and tries again while the database is away.

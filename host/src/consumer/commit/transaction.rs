@@ -194,8 +194,9 @@ impl<B: Broker> Body<B> {
             }
         };
         tokio::select! {
-            () = work => {}
+            biased;
             () = stop.cancelled() => {}
+            () = work => {}
         }
     }
 
@@ -224,6 +225,7 @@ impl<B: Broker> Body<B> {
         let again = self.next_try(now).map(|at| self.origin + at);
         let next = [closes, again].into_iter().flatten().min();
         tokio::select! {
+            biased;
             () = self.shared.filled.notified() => {}
             () = until(next), if next.is_some() => {}
         }

@@ -20,6 +20,25 @@ async fn no_more_records_are_received_than_may_be_unsettled() {
     member.stop().await;
 }
 
+/// A bound that is smaller than a call holds back more than it, and not everything.
+#[tokio::test]
+async fn all_records_come_through_a_small_bound() {
+    let bounds = config().bounds;
+    let small = [Bounds { records_max: 3, ..bounds.clone() }, Bounds { span_max: 3, ..bounds }];
+    for bounds in small.map(|small| Bounds { call_records_max: 100, ..small }) {
+        let world = World::with(&keys(10)).await;
+        let mut member = world.join(Config { bounds, ..one_by_one() });
+        let mut settled = 0;
+        while settled < 10 {
+            let call = member.call().await;
+            settled += call.offsets().len();
+            call.ack();
+        }
+        world.committed(0, 10).await;
+        member.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn no_more_bytes_are_received_than_may_be_unsettled() {
     const BYTES_MAX: usize = 10_000;

@@ -86,6 +86,7 @@ impl Bank {
             ..config()
         };
         let membership = Arc::<Membership>::default();
+        let place = Arc::clone(&membership);
         let budget = Budget::new(usize::MAX, Metrics::new().held_bytes());
         let handler = Arc::new(Books(ends));
         let group = Group::new(world.broker.clone(), config, handler, settler, metrics, membership, budget);
@@ -93,11 +94,12 @@ impl Bank {
             OffsetStore { fenced_grace: Duration::from_millis(50), ..OffsetStore::new("main", Arc::clone(&self.sql)) };
         let stop = CancellationToken::new();
         let task = tokio::spawn(group.keeping_offsets_in(offsets).run(stop.clone()));
-        Joined { stop, task }
+        Joined { stop, task, membership: place }
     }
 }
 
 struct Joined {
+    membership: Arc<Membership>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -195,4 +197,25 @@ async fn each_record_is_booked_once_however_calls_end() {
     world.committed(0, 300).await;
     member.stop().await;
     assert_eq!(bank.booked(0).await, (0..300).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_handler_is_moved_by_its_row_and_begins_there() {
+    let (world, bank) = (world(3).await, Bank::new().await);
+    let member = bank.join(&world, 3, Box::new(all_well));
+    world.committed(0, 3).await;
+    let place = Place { group: GROUP.to_owned(), topic: TOPIC.to_owned(), partition: 0 };
+    let standing = async || bank.sql.standing(place.clone()).await.expect("a row").expect("it is there");
+    let before = standing().await;
+    let places = BTreeMap::from([(TopicPartition::new(TOPIC, 0), 1)]);
+    let moved = timeout(PATIENCE, member.membership.move_to(places)).await.expect("it is answered").expect("it moved");
+    assert_eq!((moved[0].from, moved[0].to), (Some(3), 1));
+    world.committed(0, 3).await;
+    world.store(0, "k", 1).await;
+    world.committed(0, 4).await;
+    member.stop().await;
+    assert_eq!(bank.booked(0).await, [0, 1, 1, 2, 2, 3]);
+    let after = standing().await;
+    assert_eq!(after.next, Some(4));
+    assert_eq!(after.epoch, before.epoch + 1, "FENCE-1: it was taken over to be moved");
 }

@@ -65,6 +65,21 @@ async fn records_of_a_key_run_one_after_another_while_other_keys_run() {
     member.stop().await;
 }
 
+/// SPREAD-1: a call has room for all of them, and they are received at once.
+#[tokio::test]
+async fn a_slow_record_does_not_hold_up_those_that_came_with_it_while_there_are_calls_to_spare() {
+    let bounds = Bounds { call_records_max: 100, ..config().bounds };
+    let world = World::with("slow a b c").await;
+    let mut member = world.join(Config { bounds, ..config() });
+    let slow = member.call_of(&[0]).await;
+    for offset in 1..4 {
+        member.call_of(&[offset]).await.ack();
+    }
+    slow.ack();
+    world.committed(0, 4).await;
+    member.stop().await;
+}
+
 #[tokio::test]
 async fn by_partition_a_partition_has_one_call_and_goes_in_the_order_of_its_records() {
     let world = World::new(2).await;

@@ -304,3 +304,20 @@ async fn what_waits_for_its_transaction_is_bounded_and_closes_it() {
     member.stop().await;
     assert_eq!(world.commits(0).last(), Some(&6));
 }
+
+#[tokio::test]
+async fn outputs_that_fill_the_buffer_do_not_keep_the_record_from_running_that_they_wait_for() {
+    let world = world("a b").await;
+    let config = exactly_once();
+    let bounds = Bounds { bytes_max: 8, ..config.bounds.clone() };
+    let mut member = world.join(Config { bounds, ..config });
+    let first = member.call_of(&[0]).await;
+    let large = member.call_of(&[1]).await;
+    large.ledger.settle(&large.call.from, 1);
+    large.answer(Answer::Outcomes(vec![Outcome::Ack(vec![output(1, 100)])]));
+    first.retry(Duration::from_millis(1));
+    member.call_of(&[0]).await.emit();
+    world.committed(0, 2).await;
+    assert_eq!(outputs(&world).await, [0, 1]);
+    member.stop().await;
+}

@@ -62,7 +62,7 @@ pub async fn a_new_owner_shuts_the_old_one_out<K>(opened: Opened<K>) {
     let sql = &*opened.sql;
     let old = own(sql).await;
     let new = own(sql).await;
-    assert_eq!(delivery(sql, 1).await.commit(old, 5).await, Ok(false));
+    assert_eq!(delivery(sql, 1).await.commit(old, 5).await, Ok(false), "FENCE-1: the old owner stores nothing");
     assert_eq!((sql.standing(place(0)).await, count(&opened).await), (Ok(Some(standing(2, None))), 0));
     assert_eq!(delivery(sql, 1).await.commit(new, 5).await, Ok(true));
     assert_eq!((sql.standing(place(0)).await, count(&opened).await), (Ok(Some(standing(2, 5))), 1));
@@ -74,7 +74,7 @@ pub async fn an_offset_is_stored_on_top_of_the_last_alone<K>(opened: Opened<K>) 
     let sql = &*opened.sql;
     let fence = own(sql).await;
     assert_eq!(delivery(sql, 1).await.commit(fence.clone(), 5).await, Ok(true));
-    assert_eq!(delivery(sql, 2).await.commit(fence.clone(), 7).await, Ok(false), "5 is stored already");
+    assert_eq!(delivery(sql, 2).await.commit(fence.clone(), 7).await, Ok(false), "FENCE-1: 5 is stored already");
     let ahead = Fence { standing: standing(1, 6), ..fence };
     assert_eq!(delivery(sql, 2).await.commit(ahead, 7).await, Ok(false));
     assert_eq!((sql.standing(place(0)).await, count(&opened).await), (Ok(Some(standing(1, 5))), 1));

@@ -265,7 +265,7 @@ impl Lives {
         self.partition.on(Duration::ZERO, event, &mut actions);
         self.partition.on(Duration::ZERO, Event::Timer, &mut actions);
         while self.partition.wants_slot() {
-            self.partition.on(Duration::ZERO, Event::Slot, &mut actions);
+            self.partition.on(Duration::ZERO, Event::Slot { spare: 1 }, &mut actions);
         }
         for action in actions {
             match action {

@@ -28,6 +28,9 @@ use crate::fault::Fault;
 /// How long the thread waits for an event before it looks whether it should end.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
+/// How long setting partitions to other places may take.
+const SEEK_DEADLINE: Duration = Duration::from_secs(10);
+
 /// A member of a generation that hears of no partitions for so long has none.
 const NOTHING_AFTER: Duration = Duration::from_secs(1);
 
@@ -117,28 +120,55 @@ impl Client {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
-        let mut readers = Vec::with_capacity(partitions.len());
-        for partition in partitions {
-            let queue = Queue::split(self.native_handle(), partition, &self.wakers);
-            let queue = queue.ok_or_else(|| BrokerError::NoSuchTopic(partition.topic.to_string()))?;
-            let ours = Arc::new(AtomicBool::new(true));
-            readers.push((
-                partition.clone(),
-                PartitionReader::new(
-                    self.native_handle(),
-                    partition,
-                    queue,
-                    ours,
-                    committed(places, partition),
-                    self.context().events.clone(),
-                )?,
-            ));
-        }
+        let readers = self.readers(partitions, |partition| committed(places, partition))?;
         let answered = self.state().unanswered.take();
         if let Err(error) = self.consumer.incremental_assign(places) {
             self.state().unanswered = answered;
             return Err(BrokerError::Rejected(format!("the assignment was not taken: {error}")));
         }
+        let started = readers.iter().map(|(partition, reader)| (partition.clone(), reader.ours()));
+        self.state().started.extend(started);
+        Ok(readers)
+    }
+
+    /// A reader of each partition, from its own queue.
+    fn readers(
+        self: &Arc<Self>,
+        partitions: &[TopicPartition],
+        start: impl Fn(&TopicPartition) -> Option<Offset>,
+    ) -> Result<Vec<(TopicPartition, PartitionReader)>, BrokerError> {
+        let mut readers = Vec::with_capacity(partitions.len());
+        for partition in partitions {
+            let queue = Queue::split(self.native_handle(), partition, &self.wakers);
+            let queue = queue.ok_or_else(|| BrokerError::NoSuchTopic(partition.topic.to_string()))?;
+            let (ours, start) = (Arc::new(AtomicBool::new(true)), start(partition));
+            let events = self.context().events.clone();
+            let reader = PartitionReader::new(self.native_handle(), partition, queue, ours, start, events)?;
+            readers.push((partition.clone(), reader));
+        }
+        Ok(readers)
+    }
+
+    /// Sets started partitions to other places. The assignment stays as it is, so that a rebalance that is reported and not
+    /// yet answered is not answered by this. What was fetched from the old places is thrown away by the library.
+    pub(super) fn seek(
+        self: &Arc<Self>,
+        places: &BTreeMap<TopicPartition, Offset>,
+    ) -> Result<Vec<(TopicPartition, PartitionReader)>, BrokerError> {
+        let ours: Vec<TopicPartition> = {
+            let state = self.state();
+            places.keys().filter(|partition| state.started.contains_key(*partition)).cloned().collect()
+        };
+        if ours.is_empty() {
+            return Ok(Vec::new());
+        }
+        let wanted = list(ours.iter().map(|partition| (partition, Place::Offset(places[partition]))))?;
+        let sought = self.consumer.seek_partitions(wanted, SEEK_DEADLINE);
+        let sought = sought.map_err(|error| self.unavailable(code_of(&error)))?;
+        for found in sought.elements() {
+            found.error().map_err(|error| self.failed(code_of(&error), found.topic()))?;
+        }
+        let readers = self.readers(&ours, |partition| places.get(partition).copied())?;
         let started = readers.iter().map(|(partition, reader)| (partition.clone(), reader.ours()));
         self.state().started.extend(started);
         Ok(readers)

@@ -1,0 +1,88 @@
+//! Where a handler's group stands, and its way to another place while it runs.
+
+use std::collections::BTreeMap;
+
+use tidemill_core::record::{Offset, TopicPartition};
+
+use super::Running;
+use crate::broker::{Admin, BrokerError, NotFound, Point, Selection};
+use crate::consumer::{MoveError, Moved};
+
+/// What is to begin where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reset {
+    /// Where.
+    pub to: Point,
+    /// Which partitions.
+    pub which: Selection,
+    /// Says what would be done, and does nothing.
+    pub dry_run: bool,
+}
+
+/// What a reset came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Where {
+    /// The partitions that begin elsewhere.
+    pub moved: Vec<Moved>,
+    /// Those that are another member's, and whose, as far as that is known.
+    pub elsewhere: Vec<(TopicPartition, Option<String>)>,
+}
+
+/// Why nothing was reset.
+#[derive(Debug, thiserror::Error)]
+pub enum ResetError {
+    /// There is nobody to be asked where that is.
+    #[error("the broker can't be asked for offsets; try again once it is there")]
+    NoAdmin,
+    /// No such partitions.
+    #[error(transparent)]
+    NotFound(#[from] NotFound),
+    /// The handler could not.
+    #[error(transparent)]
+    Move(#[from] MoveError),
+}
+
+impl From<BrokerError> for ResetError {
+    fn from(error: BrokerError) -> Self {
+        Self::NotFound(NotFound::Broker(error))
+    }
+}
+
+impl Reset {
+    /// The place in each partition, within what is kept of it.
+    pub async fn places(
+        &self,
+        admin: &dyn Admin,
+        topics: &[String],
+    ) -> Result<BTreeMap<TopicPartition, Offset>, NotFound> {
+        let mut places = BTreeMap::new();
+        for topic in self.which.find(admin, topics).await? {
+            let found = self.to.find(admin, &topic.name, &topic.partitions).await?;
+            for (info, offset) in topic.partitions.iter().zip(found) {
+                let of = TopicPartition::new(topic.name.as_str(), info.partition);
+                places.insert(of, offset.clamp(info.start, info.end));
+            }
+        }
+        Ok(places)
+    }
+}
+
+/// Lets partitions of a running handler begin elsewhere.
+pub async fn reset(running: &Running, reset: &Reset) -> Result<Where, ResetError> {
+    let admin = running.admin.as_deref().ok_or(ResetError::NoAdmin)?;
+    let subscription = &running.spec.consumer.subscription;
+    let places = reset.places(admin, &subscription.topics).await?;
+    let here = running.membership.partitions();
+    let moved = if reset.dry_run {
+        let stands = here.iter().filter_map(|view| Some((view, *places.get(&view.from)?)));
+        stands.map(|(view, to)| Moved { of: view.from.clone(), from: view.committable, to }).collect()
+    } else {
+        running.membership.move_to(places.clone()).await?
+    };
+    let left = places.into_keys().filter(|of| !moved.iter().any(|moved| moved.of == *of));
+    let left: Vec<TopicPartition> = left.collect();
+    // Only for words: whoever can't say it leaves it open.
+    let mut owners = if left.is_empty() { BTreeMap::new() } else { admin.owners(&subscription.group).await? };
+    let elsewhere = left.into_iter().map(|of| (of.clone(), owners.remove(&of))).collect();
+    Ok(Where { moved, elsewhere })
+}
