@@ -234,7 +234,7 @@ impl Transactions for NoTransactions {
         match *self {}
     }
 
-    async fn send(&mut self, _: &[Outgoing]) -> Result<(), TransactionError> {
+    async fn send(&mut self, _: Arc<Vec<Outgoing>>) -> Result<(), TransactionError> {
         match *self {}
     }
 
@@ -243,6 +243,10 @@ impl Transactions for NoTransactions {
     }
 
     async fn abort(&mut self) -> Result<(), TransactionError> {
+        match *self {}
+    }
+
+    async fn sweep(&mut self, _: &[Outgoing], _: &[(TopicPartition, Offset)], (): &()) -> Result<(), TransactionError> {
         match *self {}
     }
 

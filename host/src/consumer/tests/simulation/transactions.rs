@@ -165,9 +165,9 @@ impl Transactions for SimTransactions {
         }
     }
 
-    async fn send(&mut self, records: &[Outgoing]) -> Result<(), TransactionError> {
+    async fn send(&mut self, records: Arc<Vec<Outgoing>>) -> Result<(), TransactionError> {
         self.broker.life.alive().await;
-        self.records.extend_from_slice(records);
+        self.records.extend_from_slice(&records);
         Ok(())
     }
 
@@ -207,6 +207,22 @@ impl Transactions for SimTransactions {
             return Err(TransactionError::Fatal("no answer".to_owned()));
         }
         world.latency(10).await;
+        Ok(())
+    }
+
+    /// This broker forgets nothing; it may be away, as for any call.
+    async fn sweep(
+        &mut self,
+        _samples: &[Outgoing],
+        _offsets: &[(TopicPartition, Offset)],
+        _member: &SimMember,
+    ) -> Result<(), TransactionError> {
+        let SimBroker { world, life } = &self.broker;
+        if !life.up_within(PATIENCE).await || world.mishap(|rates| rates.transaction) {
+            return Err(TransactionError::Unavailable("no answer".to_owned()));
+        }
+        world.latency(10).await;
+        life.alive().await;
         Ok(())
     }
 
