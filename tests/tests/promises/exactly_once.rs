@@ -272,7 +272,7 @@ fn a_host_that_outlives_its_broker_repeats_no_output() -> Result<()> {
     let host = forwarding.setup(2, "100ms").start()?;
     // Once within the transaction's time, and once past it: then the broker ends the transaction while it starts.
     for away in [0, 5_000] {
-        forwarding.send_and_see(2_000, 50)?;
+        forwarding.send_and_see(2_000, 50).with_context(|| host.log())?;
         lab.kill(1)?;
         thread::sleep(Duration::from_millis(away));
         lab.start(1)?;
