@@ -186,8 +186,9 @@ impl<R: Reader> Task<R> {
                 Err(error) => {
                     tracing::warn!(partition = %self.progress.from, %error, "the end of the range is not stored yet");
                     tokio::select! {
-                        () = tokio::time::sleep(READ_AGAIN_DELAY) => {}
+                        biased;
                         () = self.revoked.cancelled() => return,
+                        () = tokio::time::sleep(READ_AGAIN_DELAY) => {}
                     }
                 }
             }

@@ -8,7 +8,7 @@ use super::*;
 #[derive(Debug, Clone)]
 enum Step {
     Push { gap: Offset, key: u8 },
-    Take { records_max: usize },
+    Take { lanes_max: usize, records_max: usize },
     Return { pick: prop::sample::Index, settled: usize, wait: Option<u64> },
     Wake { millis: u64 },
     Hold { pick: prop::sample::Index },
@@ -20,7 +20,7 @@ fn step() -> impl Strategy<Value = Step> {
     let pick = any::<prop::sample::Index>;
     prop_oneof![
         8 => (0_i64..3, 0_u8..5).prop_map(|(gap, key)| Step::Push { gap, key }),
-        6 => (1_usize..6).prop_map(|records_max| Step::Take { records_max }),
+        6 => (1_usize..4, 1_usize..6).prop_map(|(lanes_max, records_max)| Step::Take { lanes_max, records_max }),
         6 => (pick(), 0_usize..4, prop::option::of(0_u64..100))
             .prop_map(|(pick, settled, wait)| Step::Return { pick, settled, wait }),
         3 => (0_u64..60).prop_map(|millis| Step::Wake { millis }),
@@ -87,7 +87,7 @@ impl Model {
         self.steps += 1;
         match step {
             Step::Push { gap, key } => self.push(gap, key),
-            Step::Take { records_max } => self.take(records_max),
+            Step::Take { lanes_max, records_max } => self.take(lanes_max, records_max),
             Step::Return { pick, settled, wait } => {
                 if !self.calls.is_empty() {
                     let call = self.calls.remove(pick.index(self.calls.len()));
@@ -133,9 +133,9 @@ impl Model {
         self.lanes.push(Record::single(offset, key.as_deref(), None));
     }
 
-    fn take(&mut self, records_max: usize) {
+    fn take(&mut self, lanes_max: usize, records_max: usize) {
         let ready = self.ready();
-        let taken = self.lanes.take(records_max, usize::MAX);
+        let taken = self.lanes.take(lanes_max, records_max, usize::MAX);
         assert!(taken.len() <= records_max, "a call keeps its bound");
         assert!(taken.is_sorted_by_key(|entry| entry.record.offset()), "LANE-1: a call is in offset order");
         assert_eq!(taken.is_empty(), ready.is_empty(), "what is ready can be taken");
@@ -150,6 +150,7 @@ impl Model {
                 None => call.push((entry.lane, lane, vec![entry])),
             }
         }
+        assert!(call.len() <= lanes_max, "SPREAD-1: a call takes no more lanes than its share");
         for (_, name, entries) in &call {
             assert!(ready.contains(name), "LANE-1: one call a lane, and none that waits");
             let offsets: Vec<Offset> = entries.iter().map(|entry| entry.record.offset()).collect();
@@ -211,7 +212,7 @@ impl Model {
         for name in &ready {
             self.since.entry(*name).or_insert(self.steps);
         }
-        assert_eq!(self.lanes.has_ready(), !ready.is_empty());
+        assert_eq!(self.lanes.ready(), ready.len());
         assert_eq!(self.lanes.waiting(), self.waits.len());
         assert_eq!(self.lanes.next_wake(), self.waits.values().min().copied());
         assert_eq!(self.lanes.held_from_offset(), self.held_from);
@@ -224,7 +225,7 @@ impl Model {
         for _ in 0..1000 {
             self.step(Step::Wake { millis: 100 });
             self.agrees();
-            self.step(Step::Take { records_max: 3 });
+            self.step(Step::Take { lanes_max: 2, records_max: 3 });
             self.agrees();
             match self.calls.pop() {
                 Some(call) => self.returned(call, usize::MAX, None),

@@ -146,7 +146,7 @@ pub async fn what_holds_no_record_is_passed_outside_of_groups<B: Broker>(broker:
     let mut transactions = broker.transactions(&format!("{name}-id"), &BTreeMap::new()).expect("a producer is made");
     within(transactions.init()).await.expect("it takes its id over");
     let outputs: Vec<Outgoing> = (0..3).map(|number| numbered(&topic, 0, number)).collect();
-    within(transactions.send(&outputs)).await.expect("queued");
+    within(transactions.send(Arc::new(outputs))).await.expect("queued");
     within(transactions.commit(&[], &consumer.member())).await.expect("committed");
 
     let places = BTreeMap::from([(TopicPartition::new(Arc::clone(&topic), 0), 0)]);

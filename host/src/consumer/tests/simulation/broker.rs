@@ -41,6 +41,14 @@ impl Broker for SimBroker {
         Ok(SimConsumer { member: SimMember { broker: self.clone(), id }, woken, failed: false })
     }
 
+    async fn readers(
+        &self,
+        _places: &BTreeMap<TopicPartition, Offset>,
+        _properties: &BTreeMap<String, String>,
+    ) -> Result<Vec<(TopicPartition, SimReader)>, BrokerError> {
+        unasked().await
+    }
+
     fn check(&self, _subscription: &Subscription) -> Result<(), BrokerError> {
         Ok(())
     }
@@ -145,6 +153,13 @@ impl Consumer for SimConsumer {
             readers.push((from.clone(), reader));
         }
         Ok(readers)
+    }
+
+    async fn seek(
+        &mut self,
+        _places: &BTreeMap<TopicPartition, Offset>,
+    ) -> Result<Vec<(TopicPartition, SimReader)>, BrokerError> {
+        unasked().await
     }
 
     async fn release(&mut self, partitions: &[TopicPartition]) -> Result<(), BrokerError> {
@@ -320,6 +335,10 @@ impl Admin for SimAdmin {
     }
 
     fn committed(&self, _: &str, _: &str) -> BoxFuture<'_, Result<Committed, BrokerError>> {
+        unasked()
+    }
+
+    fn commit(&self, _: &str, _: Vec<(TopicPartition, Offset)>) -> BoxFuture<'_, Result<(), BrokerError>> {
         unasked()
     }
 
