@@ -398,6 +398,9 @@ pub struct TopicSettings {
 /// For each partition of a topic, the offset that a group has committed there, if any.
 pub type Committed = Vec<(i32, Option<Offset>)>;
 
+/// For each partition of a topic, the next offset to be written.
+pub type Written = Vec<(i32, Offset)>;
+
 /// Looks after topics and groups, for commands and for checks at start.
 pub trait Admin: Send + Sync + 'static {
     /// All topics, or the named one, by name. Internal topics are left out.
@@ -437,7 +440,7 @@ pub trait Admin: Send + Sync + 'static {
     }
 
     /// The next offset to be written of each partition of a topic, whatever is committed; `None` where nothing is ever hidden.
-    fn written<'a>(&'a self, _topic: &'a str) -> BoxFuture<'a, Result<Option<Vec<(i32, Offset)>>, BrokerError>> {
+    fn written<'a>(&'a self, _topic: &'a str) -> BoxFuture<'a, Result<Option<Written>, BrokerError>> {
         std::future::ready(Ok(None)).boxed()
     }
 

@@ -131,10 +131,10 @@ fn age_of(made_ms: i64) -> Duration {
 mod tests {
     use futures_util::FutureExt;
     use futures_util::future::BoxFuture;
-    use tidemill_core::record::{Chunk, Offset, TopicPartition};
+    use tidemill_core::record::Chunk;
 
     use super::*;
-    use crate::broker::{Committed, PartitionInfo, TopicInfo, TopicSettings};
+    use crate::broker::{Committed, PartitionInfo, TopicInfo, TopicSettings, Written};
     use crate::metrics::Metrics;
     use crate::settle::letter::HeaderStyle;
 
@@ -197,7 +197,7 @@ mod tests {
             std::future::ready(Ok(Some(self.members))).boxed()
         }
 
-        fn written<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<Vec<(i32, Offset)>>, BrokerError>> {
+        fn written<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<Written>, BrokerError>> {
             std::future::ready(Ok(Some((0..3).map(|partition| (partition, 11)).collect()))).boxed()
         }
 

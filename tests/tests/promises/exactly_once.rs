@@ -101,20 +101,20 @@ impl Forwarding {
     /// Waits for the last output, and for surplus ones; both readers must have seen each record's once.
     fn check(&mut self) -> Result<()> {
         self.settle()?;
-        self.follower.catch_up(Duration::from_secs(1))?;
         let mut last = Follower::new(&self.bootstrap, &self.to)?;
-        let wanted = self.sent;
-        let read = wait::until("the last reader", DEADLINE, || {
-            last.catch_up(MOMENT)?;
-            Ok((last.values.len() >= wanted).then_some(()))
-        });
-        read.with_context(|| {
-            let ends = topics::ends(&self.bootstrap, &self.to);
-            format!("{:?}; ends {ends:?}", differences(self.sent, &last.values))
-        })?;
-        last.catch_up(Duration::from_secs(1))?;
-        for (reader, values) in [("along the way", &self.follower.values), ("in the end", &last.values)] {
-            let Differences { missing, surplus } = differences(self.sent, values);
+        for (reader, follower) in [("along the way", &mut self.follower), ("in the end", &mut last)] {
+            let read = wait::until(&format!("whoever reads {reader}"), DEADLINE, || {
+                follower.catch_up(MOMENT)?;
+                Ok((follower.values.len() >= self.sent).then_some(()))
+            });
+            read.with_context(|| {
+                let ends = topics::ends(&self.bootstrap, &self.to);
+                format!("{:?}; ends {ends:?}", differences(self.sent, &follower.values))
+            })?;
+        }
+        for (reader, follower) in [("along the way", &mut self.follower), ("in the end", &mut last)] {
+            follower.catch_up(Duration::from_secs(1))?;
+            let Differences { missing, surplus } = differences(self.sent, &follower.values);
             ensure!(
                 missing.is_empty() && surplus.is_empty(),
                 "read {reader}: {missing:?} are missing, {surplus:?} are too many"
@@ -272,7 +272,7 @@ fn a_host_that_outlives_its_broker_repeats_no_output() -> Result<()> {
     let host = forwarding.setup(2, "100ms").start()?;
     // Once within the transaction's time, and once past it: then the broker ends the transaction while it starts.
     for away in [0, 5_000] {
-        forwarding.send_and_see(2_000, 50)?;
+        forwarding.send_and_see(2_000, 50).with_context(|| host.log())?;
         lab.kill(1)?;
         thread::sleep(Duration::from_millis(away));
         lab.start(1)?;

@@ -24,7 +24,7 @@ use super::ends::{self, ends};
 use super::errors::{self, code_of};
 use super::ffi::{self, Event, Native, Queue, Topic};
 use super::listener::Listener;
-use crate::broker::{Admin, BrokerError, Committed, PartitionInfo, TopicInfo, TopicSettings};
+use crate::broker::{Admin, BrokerError, Committed, PartitionInfo, TopicInfo, TopicSettings, Written};
 
 /// How long one call may take.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -150,7 +150,7 @@ impl Admin for KafkaAdmin {
         self.ask(move |asking| asking.members(&group))
     }
 
-    fn written<'a>(&'a self, topic: &'a str) -> BoxFuture<'a, Result<Option<Vec<(i32, Offset)>>, BrokerError>> {
+    fn written<'a>(&'a self, topic: &'a str) -> BoxFuture<'a, Result<Option<Written>, BrokerError>> {
         let topic = topic.to_owned();
         self.ask(move |asking| asking.written(&topic).map(Some))
     }
@@ -248,7 +248,7 @@ impl Asking {
         found.map_err(|code| errors::of_topic(code, topic, &code.to_string()))
     }
 
-    fn written(&self, topic: &str) -> Result<Vec<(i32, Offset)>, BrokerError> {
+    fn written(&self, topic: &str) -> Result<Written, BrokerError> {
         let client = match self.unbound.get() {
             Some(client) => client,
             None => {

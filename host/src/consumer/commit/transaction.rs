@@ -378,6 +378,11 @@ impl<B: Broker> Body<B> {
                 }
                 Err(error) => {
                     tracing::warn!(group = self.group, %error, "it is not known yet whether a transaction was committed");
+                    // Forgotten where the offsets are kept, it would stay undecided for good.
+                    self.open.note_in(&mut self.left);
+                    if let Err(error) = self.sweep().await {
+                        self.end_open(&error).await;
+                    }
                     tokio::time::sleep(DELAY_MAX).await;
                 }
             }
