@@ -78,7 +78,8 @@ fn the_same_number_tells_the_same_story() {
     }
 }
 
-/// The judge is judged: each way in which the host can be broken is caught.
+/// The judge is judged: each way in which the host can be broken is caught, but for an ignored fence, since no call of a
+/// story outlives its host's session; the promises have that.
 #[cfg(feature = "fault-injection")]
 #[test]
 fn stories_catch_a_host_that_is_broken() {
@@ -91,7 +92,6 @@ fn stories_catch_a_host_that_is_broken() {
         (Fault::OffsetsOutsideTransaction, Mode::Kafka),
         (Fault::NewTransactionAfterUnknown, Mode::Kafka),
         (Fault::OffsetApart, Mode::Database),
-        (Fault::IgnoreFence, Mode::Database),
     ];
     for (fault, mode) in breakages {
         choose(Some(fault));
