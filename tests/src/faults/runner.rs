@@ -138,7 +138,10 @@ mod tests {
         let (quick, full) = (rows(Form::QUICK, None, None), rows(Form::FULL, None, None));
         assert!(quick.is_subset(&full) && quick.len() < full.len());
         assert_eq!(rows(Form::QUICK, Some("storm"), None), rows(Form::FULL, Some("storm"), None));
-        assert!(!quick.iter().any(|(fault, _)| *fault == "broker-and-host-killed"), "Kafka may leave its readers standing there (KAFKA-20734)");
+        assert!(
+            !quick.iter().any(|(fault, _)| *fault == "broker-and-host-killed"),
+            "Kafka may leave its readers standing there (KAFKA-20734)"
+        );
     }
 
     #[test]
