@@ -163,7 +163,7 @@ impl<R: Reader> Task<R> {
             }
             let timers = self.machine.next_timer().into_iter().chain(self.parked.as_ref().and_then(Keys::next_timer));
             let timer = timers.min().map(|at| self.origin + at);
-            let pages_again = self.parked.as_ref().and_then(Keys::read_again);
+            let pages_again = self.parked.as_ref().filter(|_| !revoking).and_then(Keys::read_again);
             let (records, bytes) = if crowded { (0, 0) } else { self.room() };
             let full = records > 0 && bytes == 0;
             let outbox = self.outbox.as_deref();
@@ -560,7 +560,7 @@ pub(super) async fn until(moment: Option<Instant>) {
 }
 
 /// Waits for the next page of what is parked; for ever without one.
-async fn next_page(keys: &mut Option<Keys>) -> Result<Arc<Chunk>, String> {
+async fn next_page(keys: &mut Option<Keys>) -> parked::Page {
     match keys {
         Some(keys) => keys.page().await,
         None => std::future::pending().await,

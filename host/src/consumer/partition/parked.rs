@@ -44,13 +44,18 @@ pub(super) struct Keys {
     handed: BTreeMap<Offset, Handed>,
     next: Offset,
     handed_bytes: usize,
-    /// A page of the parked topic on its way.
-    page: Option<JoinHandle<Result<Arc<Chunk>, BrokerError>>>,
+    /// A page of the parked topic on its way, and from where it is read.
+    page: Option<(Offset, Reading)>,
     read_again: Option<Instant>,
     /// The failures of records that wait to be parked.
     failed: BTreeMap<Offset, Stop>,
     told_full: Option<Instant>,
 }
+
+/// What was read of the parked topic, and from where, or why it was not.
+pub(super) type Page = Result<(Offset, Arc<Chunk>), String>;
+
+type Reading = JoinHandle<Result<Arc<Chunk>, BrokerError>>;
 
 /// A parked record that is tried again.
 struct Handed {
@@ -171,15 +176,15 @@ impl Keys {
         if self.page.is_some() || self.read_again.is_some_and(|at| Instant::now() < at) {
             return;
         }
+        self.read_again = None;
         let Some(at) = self.index.next_wanted().filter(|_| self.handed_bytes < bytes_max && self.second.room() > 0)
         else {
             return;
         };
-        self.read_again = None;
         let (admin, place) = (Arc::clone(&self.parking.admin), self.place.clone());
         let records = PAGE_RECORDS.min(self.second.room());
         let read = async move { admin.read(&place.topic, place.partition, at, records).await };
-        self.page = Some(tokio::spawn(read));
+        self.page = Some((at, tokio::spawn(read)));
     }
 
     /// When to read again after a failure.
@@ -187,19 +192,23 @@ impl Keys {
         self.read_again.filter(|_| self.page.is_none())
     }
 
-    /// Waits for the page on its way; for ever without one. Cancel-safe.
-    pub(super) async fn page(&mut self) -> Result<Arc<Chunk>, String> {
-        let Some(page) = &mut self.page else { return std::future::pending().await };
-        let read = page.await;
+    /// Waits for the page on its way, and says from where it was read; for ever without one. Cancel-safe.
+    pub(super) async fn page(&mut self) -> Page {
+        let Some((at, page)) = &mut self.page else { return std::future::pending().await };
+        let (at, read) = (*at, page.await);
         self.page = None;
         match read {
-            Ok(read) => read.map_err(|error| error.to_string()),
+            Ok(read) => read.map(|chunk| (at, chunk)).map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         }
     }
 
-    /// What the second machine receives of a page.
-    fn hand_out(&mut self, chunk: &Arc<Chunk>) -> Option<Arc<Chunk>> {
+    /// What the second machine receives of a page that was read from there on.
+    fn hand_out(&mut self, asked: Offset, chunk: &Arc<Chunk>) -> Option<Arc<Chunk>> {
+        // What lies before it was let go on meanwhile, and comes first: it is read again, from there.
+        if self.index.next_wanted().is_some_and(|at| at < asked) {
+            return None;
+        }
         let mut handed = ChunkBuilder::default();
         if let Some(first) = chunk.records().next() {
             let gone = self.index.gone_before(first.offset());

@@ -90,6 +90,24 @@ async fn whoever_comes_next_knows_what_is_parked_and_what_was_handled_and_anothe
 }
 
 #[tokio::test]
+async fn a_key_that_goes_on_while_later_ones_are_read_loses_nothing() {
+    let world = World::ahead("a b").await;
+    let mut member = world.join_with(config(), park());
+    member.call_of(&[0]).await.refuse();
+    member.call_of(&[1]).await.refuse();
+    world.committed(0, 2).await;
+    member.until_parked(&[("a", 1), ("b", 1)]).await;
+    let only = |key: &str| Choice { key: Some(Some(key.as_bytes().to_vec())), only_count: false };
+    // The second answer comes before the page that the first one asks for.
+    let counts = tokio::join!(member.unpark(only("b")), member.unpark(only("a")));
+    assert_eq!(counts, (Count { keys: 1, records: 1 }, Count { keys: 1, records: 1 }));
+    member.call_of(&[0]).await.ack();
+    member.call_of(&[1]).await.ack();
+    member.until_parked(&[]).await;
+    member.stop().await;
+}
+
+#[tokio::test]
 async fn without_room_to_park_nothing_of_the_key_is_called_or_committed() {
     let world = World::ahead("a a a a a a b").await;
     let mut member = world.join_with(config(), park());

@@ -7,11 +7,11 @@ use tidemill_core::lanes::LaneId;
 use tidemill_core::offset_set::OffsetSet;
 use tidemill_core::parked::{Count, Key};
 use tidemill_core::partition::{Action, Call, CallId, Event, Verdict};
-use tidemill_core::record::{Chunk, Offset};
+use tidemill_core::record::Offset;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::{FULL_INTERVAL, READ_AGAIN_DELAY, SHOWN_MAX, key_of};
+use super::{FULL_INTERVAL, Page, READ_AGAIN_DELAY, SHOWN_MAX, key_of};
 use crate::broker::Reader;
 use crate::consumer::asked::{Choice, ParkedKey};
 use crate::consumer::partition::{Ended, Task};
@@ -118,12 +118,12 @@ impl<R: Reader> Task<R> {
     }
 
     /// A page of what is tried again.
-    pub(in crate::consumer::partition) fn on_page(&mut self, page: Result<Arc<Chunk>, String>) {
+    pub(in crate::consumer::partition) fn on_page(&mut self, page: Page) {
         let Some(keys) = &mut self.parked else { return };
         match page {
-            Ok(chunk) if chunk.is_empty() => keys.read_nothing("nothing is there yet"),
-            Ok(chunk) => {
-                if let Some(chunk) = keys.hand_out(&chunk) {
+            Ok((_, chunk)) if chunk.is_empty() => keys.read_nothing("nothing is there yet"),
+            Ok((asked, chunk)) => {
+                if let Some(chunk) = keys.hand_out(asked, &chunk) {
                     self.on_second(Event::Received(chunk));
                 }
                 self.after_parking();
