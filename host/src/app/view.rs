@@ -16,7 +16,7 @@ use crate::admin::{
     PartitionView, PauseError, Readiness, RollBackError, RolledBack, StoppedView, UnparkRequest, Unparked, WhereState,
     WhereView,
 };
-use crate::broker::{Producer, Selection};
+use crate::broker::{NotFound, Producer, Selection};
 use crate::cli::text::value_of;
 use crate::consumer::{Choice, Moved, ParkedKey};
 use crate::fleet::{self, Pauses, Reset, ResetError, Roster, Running, State, Where};
@@ -292,8 +292,10 @@ impl admin::Host for View {
             let to = to.parse().map_err(|cure| MoveRefused::Invalid(format!("`to` is `{to}`; {cure}")))?;
             let reset = Reset { to, which: Selection { topic, partition }, dry_run };
             let came_to = fleet::reset(&running, &reset).await.map_err(|error| match error {
+                ResetError::NotFound(NotFound::Broker(_)) | ResetError::NoAdmin | ResetError::Move(_) => {
+                    MoveRefused::Failed(error.to_string())
+                }
                 ResetError::NotFound(_) => MoveRefused::Invalid(error.to_string()),
-                ResetError::NoAdmin | ResetError::Move(_) => MoveRefused::Failed(error.to_string()),
             })?;
             Ok(move_view(handler, dry_run, came_to))
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tidemill_core::record::{Offset, TopicPartition};
 
 use super::Running;
-use crate::broker::{Admin, BrokerError, NotFound, Point, Selection};
+use crate::broker::{Admin, NotFound, Point, Selection};
 use crate::consumer::{MoveError, Moved};
 
 /// What is to begin where.
@@ -42,12 +42,6 @@ pub enum ResetError {
     Move(#[from] MoveError),
 }
 
-impl From<BrokerError> for ResetError {
-    fn from(error: BrokerError) -> Self {
-        Self::NotFound(NotFound::Broker(error))
-    }
-}
-
 impl Reset {
     /// The place in each partition, within what is kept of it.
     pub async fn places(
@@ -72,8 +66,8 @@ pub async fn reset(running: &Running, reset: &Reset) -> Result<Where, ResetError
     let admin = running.admin.as_deref().ok_or(ResetError::NoAdmin)?;
     let subscription = &running.spec.consumer.subscription;
     let places = reset.places(admin, &subscription.topics).await?;
-    let here = running.membership.partitions();
     let moved = if reset.dry_run {
+        let here = running.membership.partitions();
         let stands = here.iter().filter_map(|view| Some((view, *places.get(&view.from)?)));
         stands.map(|(view, to)| Moved { of: view.from.clone(), from: view.committable, to }).collect()
     } else {
@@ -82,7 +76,10 @@ pub async fn reset(running: &Running, reset: &Reset) -> Result<Where, ResetError
     let left = places.into_keys().filter(|of| !moved.iter().any(|moved| moved.of == *of));
     let left: Vec<TopicPartition> = left.collect();
     // Only for words: whoever can't say it leaves it open.
-    let mut owners = if left.is_empty() { BTreeMap::new() } else { admin.owners(&subscription.group).await? };
+    let mut owners = match left[..] {
+        [] => BTreeMap::new(),
+        _ => admin.owners(&subscription.group).await.unwrap_or_default(),
+    };
     let elsewhere = left.into_iter().map(|of| (of.clone(), owners.remove(&of))).collect();
     Ok(Where { moved, elsewhere })
 }

@@ -48,7 +48,7 @@ struct Asking {
     client: Arc<Client>,
     config: ClientConfig,
     /// Sees what is not committed, too; made when it is first needed.
-    unbound: OnceLock<BaseConsumer<Listener>>,
+    unbound: OnceLock<Arc<Client>>,
     /// The library reads a partition once at a time.
     reading: Mutex<()>,
 }
@@ -200,11 +200,13 @@ impl Asking {
         self.client.0.client().context()
     }
 
-    /// Takes in what the library logged; nobody polls this client otherwise.
+    /// Takes in what the library logged; nobody polls these clients otherwise.
     fn hear(&self) {
-        let events = Queue::main(self.handle());
-        while let Some(event) = events.poll(0) {
-            let _fatal_is_told_by_the_call = self.listener().hear(&event);
+        for client in [Some(&self.client), self.unbound.get()].into_iter().flatten() {
+            let events = Queue::main(Arc::clone(client) as _);
+            while let Some(event) = events.poll(0) {
+                let _fatal_is_told_by_the_call = self.listener().hear(&event);
+            }
         }
     }
 
@@ -257,13 +259,13 @@ impl Asking {
                 let made = BaseConsumer::from_config_and_context(&config, Listener::new("admin"));
                 let made = made.map_err(refused_by_library)?;
                 // Whoever was quicker has made the same.
-                self.unbound.get_or_init(|| made)
+                self.unbound.get_or_init(|| Arc::new(Client(made)))
             }
         };
         let deadline = Instant::now() + DEADLINE;
         let partitions = self.partitions(topic, Place::Invalid)?;
         let each = partitions.elements().into_iter().map(|found| {
-            let (_, end) = ends(client.client(), topic, found.partition(), deadline)
+            let (_, end) = ends(client.0.client(), topic, found.partition(), deadline)
                 .map_err(|code| errors::of_topic(code, topic, &code.to_string()))?;
             Ok((found.partition(), end))
         });

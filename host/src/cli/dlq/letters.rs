@@ -144,11 +144,14 @@ pub(in crate::cli) async fn find(
             left = left.saturating_sub(chunk.len().max(1));
             if left == 0 {
                 search.cut = true;
-                return Ok(search);
+                break;
             }
         }
         if let Some(letter) = search.letter.as_mut().filter(|letter| letter.partition == of.partition) {
             letter.redriven = sent.contains(letter.record.offset());
+        }
+        if search.cut {
+            break;
         }
     }
     Ok(search)
