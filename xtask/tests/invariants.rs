@@ -224,7 +224,8 @@ fn unsafe_code_is_where_the_list_says() {
 fn each_invariant_stands_in_the_code_in_a_test_and_in_its_assertion() {
     let all = invariants();
     assert!(all.len() >= 23, "section 7 has its invariants: {all:?}");
-    let (code, tests) = (sources_without_tests(""), tests_of(&sources("")));
+    let (mut code, tests) = (sources_without_tests(""), tests_of(&sources("")));
+    code.retain(|source| !source.path.contains("/contract/"));
     for number in &all {
         let mut documented = code.iter().flat_map(|source| source.text.lines()).filter(|line| is_doc(line));
         let is_documented = documented.any(|line| names(line, number));

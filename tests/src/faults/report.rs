@@ -64,7 +64,7 @@ pub struct Row {
 pub struct Breakage {
     /// Its name.
     pub breakage: &'static str,
-    /// Whether a check saw it.
+    /// Whether each check that has to see it did.
     pub caught: bool,
     /// Which.
     pub by: Vec<&'static str>,

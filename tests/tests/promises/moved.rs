@@ -94,9 +94,8 @@ fn a_handler_that_counts_in_a_database_is_moved_by_its_rows() -> Result<()> {
          [grants]\nsql = [\"main\"]\n",
         scenario.topic
     );
-    let schema = "CREATE TABLE entries (record_id TEXT NOT NULL, account TEXT NOT NULL);
-         CREATE TABLE accounts (account TEXT NOT NULL PRIMARY KEY, entries BIGINT NOT NULL);";
-    let handler = Handler::new(&scenario.handler, "ledger", &manifest).migration(schema);
+    let schema = tests::books::schema(Duration::ZERO, Duration::ZERO);
+    let handler = Handler::new(&scenario.handler, "ledger", &manifest).migration(&schema);
     let mut host = scenario.setup().handler(handler).start()?;
     scenario.send(&host, &Load::batches("load", RECORDS))?;
     let booked = |records: usize| {

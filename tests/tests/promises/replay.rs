@@ -18,10 +18,6 @@ use tests::{names, servers};
 use xtask::lab::wait;
 
 const DEADLINE: Duration = Duration::from_secs(120);
-const LEDGER: &str = "\
-CREATE TABLE entries (record_id TEXT NOT NULL, account TEXT NOT NULL);
-CREATE TABLE accounts (account TEXT NOT NULL PRIMARY KEY, entries BIGINT NOT NULL);
-";
 /// When the first record was made; the others follow a millisecond apart.
 const BEGIN_MS: i64 = 1_750_000_000_000;
 const HOUR_MS: i64 = 3_600_000;
@@ -38,7 +34,8 @@ fn a_database_rebuilt_as_of_a_time_equals_the_one_built_live_and_the_handler_goe
          [grants]\nsql = [\"main\"]\n"
     );
     let setup = |sink: &Sink| {
-        let ledger = Handler::new(&handler, "ledger", &manifest).migration(LEDGER);
+        let ledger = Handler::new(&handler, "ledger", &manifest)
+            .migration(&tests::books::schema(Duration::ZERO, Duration::ZERO));
         Setup::on_kafka(&bootstrap, &[]).database(sink.url()).handler(ledger)
     };
     let mut host = setup(&live).start()?;

@@ -5,7 +5,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tests::host::{Handler, Host, Setup};
-use tests::ledger::Place;
 use tests::raw_headers::RawHeader;
 use tests::topics::{self, Kept};
 use tests::{names, servers};
@@ -101,9 +100,5 @@ fn ask(host: &Host, arguments: &[&str]) -> Result<String> {
 
 fn record(key: &str, value: &str, poison: Option<&str>) -> Kept {
     let poison = poison.map(|poison| RawHeader::new("poison", poison));
-    Kept {
-        place: Place { partition: 0, offset: -1 },
-        headers: poison.into_iter().collect(),
-        ..Kept::new(Some(key.as_bytes()), Some(value.as_bytes()))
-    }
+    Kept { headers: poison.into_iter().collect(), ..Kept::new(Some(key.as_bytes()), Some(value.as_bytes())) }
 }

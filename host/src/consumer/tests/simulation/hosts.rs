@@ -175,6 +175,7 @@ impl Hosts {
         for host in self.places.iter().flatten() {
             heal(&self.world, &host.life);
             host.membership.pause(false);
+            self.world.note(What::Paused(host.life.host, false));
         }
     }
 

@@ -131,8 +131,11 @@ impl<'a> Judge<'a> {
             What::Released(host, partition, ending) => return self.released(*host, *partition, *ending),
             What::Cut(host) => self.trouble(*host, Duration::MAX),
             What::Healed(host) | What::CommitFailed(host, _) => self.trouble(*host, self.now),
-            What::Paused(host, _) => {
+            What::Paused(host, true) => {
                 self.paused.insert(*host);
+            }
+            What::Paused(host, false) => {
+                self.paused.remove(host);
             }
             What::Called { host, call, partition, offsets, revision } => {
                 let call = (*call, Call { at: 0, offsets: offsets.clone(), revision: *revision });

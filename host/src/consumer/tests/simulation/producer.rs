@@ -1,7 +1,7 @@
 //! One host's producer: in order, sometimes late, refused, or without an answer.
 
 use std::str;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
@@ -60,14 +60,6 @@ impl Producer for SimProducer {
 
     fn ready(&self) -> bool {
         true
-    }
-
-    fn warm<'a>(&'a self, _: &'a [Arc<str>], _: Duration) -> BoxFuture<'a, Result<(), SendError>> {
-        std::future::ready(Ok(())).boxed()
-    }
-
-    fn flush(&self, _: Duration) -> BoxFuture<'_, usize> {
-        std::future::ready(0).boxed()
     }
 }
 
