@@ -111,7 +111,6 @@ pub(crate) fn dispatch(exactly_once: bool, quick: bool, json: Option<&Path>) -> 
     report::print(&lines);
     if let Some(path) = json {
         report::write(&lines, path)?;
-        println!("\nfigures: {}", path.display());
     }
     Ok(())
 }

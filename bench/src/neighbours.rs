@@ -15,7 +15,7 @@ use xtask::lab::kafka::Kafka;
 
 use self::load::{Load, Meter, Sent};
 use self::member::Running;
-use crate::report::{least, median, most};
+use crate::report::{self, least, median, most};
 use crate::topics;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -50,8 +50,7 @@ pub(crate) fn neighbours(quick: bool, json: Option<&Path>) -> Result<()> {
         objects.extend(rebalance(&kafka.bootstrap(), hand, rounds, span)?);
     }
     if let Some(path) = json {
-        std::fs::write(path, serde_json::to_string_pretty(&objects)? + "\n")?;
-        println!("\nfigures: {}", path.display());
+        report::save(&objects, path)?;
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use xtask::lab::kafka::Kafka;
 
 use crate::pipeline::Pipeline;
-use crate::report::{least, median, most};
+use crate::report::{self, least, median, most};
 use crate::run::Measured;
 use crate::{peer, topics};
 
@@ -92,8 +92,7 @@ pub(crate) fn order(quick: bool, only: Option<&str>, json: Option<&Path>) -> Res
         objects.extend(CONTENDERS.iter().zip(&runs).map(|(contender, runs)| object(row, contender, runs)));
     }
     if let Some(path) = json {
-        std::fs::write(path, serde_json::to_string_pretty(&objects)? + "\n")?;
-        println!("\nfigures: {}", path.display());
+        report::save(&objects, path)?;
     }
     Ok(())
 }

@@ -105,6 +105,12 @@ pub(crate) fn write(lines: &[Line], path: &Path) -> Result<()> {
             }));
         }
     }
-    std::fs::write(path, serde_json::to_string_pretty(&objects)? + "\n")?;
+    save(&objects, path)
+}
+
+/// Writes figures as JSON, and says where.
+pub(crate) fn save(objects: &[Value], path: &Path) -> Result<()> {
+    std::fs::write(path, serde_json::to_string_pretty(objects)? + "\n")?;
+    println!("\nfigures: {}", path.display());
     Ok(())
 }

@@ -11,8 +11,9 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path as UrlPath, State};
+use axum::extract::{FromRequestParts, Path as UrlPath, State};
 use axum::http::header::{CONTENT_TYPE, ORIGIN, WWW_AUTHENTICATE};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -155,21 +156,27 @@ impl Endpoint {
     fn has_token(&self, headers: &HeaderMap) -> bool {
         self.token.as_ref().is_none_or(|token| token.allows(headers))
     }
+}
 
-    /// Whether this client may ask; otherwise what it is told.
-    fn admit(&self, headers: &HeaderMap) -> Result<(), Box<Response>> {
-        if !self.has_token(headers) {
+/// The client may ask; otherwise it is told why not, before anything else of the request is read.
+struct Admitted;
+
+impl FromRequestParts<Arc<Endpoint>> for Admitted {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, endpoint: &Arc<Endpoint>) -> Result<Self, Response> {
+        if !endpoint.has_token(&parts.headers) {
             let detail = "send `Authorization: Bearer TOKEN` with admin's token";
             let mut answer = error(StatusCode::UNAUTHORIZED, "unauthorized", detail);
             answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            return Err(answer.into());
+            return Err(answer);
         }
         // A page in somebody's browser could reach a listener on loopback with a plain form.
-        if headers.contains_key(ORIGIN) {
+        if parts.headers.contains_key(ORIGIN) {
             let detail = "requests of web pages (with an `Origin` header) are not taken";
-            return Err(error(StatusCode::FORBIDDEN, "from-browser", detail).into());
+            return Err(error(StatusCode::FORBIDDEN, "from-browser", detail));
         }
-        Ok(())
+        Ok(Self)
     }
 }
 
@@ -184,8 +191,8 @@ fn router(endpoint: Endpoint) -> Router {
         .route("/handlers/{name}/rollback", post(roll_back))
         .route("/handlers/{name}/parked", get(parked))
         .route("/handlers/{name}/unpark", post(unpark))
-        .route("/handlers/{name}/pause", post(async |endpoint, name, headers| pause(endpoint, name, headers, true)))
-        .route("/handlers/{name}/resume", post(async |endpoint, name, headers| pause(endpoint, name, headers, false)))
+        .route("/handlers/{name}/pause", post(async |endpoint, admitted, name| pause(endpoint, admitted, name, true)))
+        .route("/handlers/{name}/resume", post(async |endpoint, admitted, name| pause(endpoint, admitted, name, false)))
         .route("/handlers/{name}/offsets", post(move_offsets))
         .fallback(async || error(StatusCode::NOT_FOUND, "no-such-path", "there is nothing here; `GET /` lists what is"))
         .method_not_allowed_fallback(async || {
@@ -217,28 +224,19 @@ async fn readyz(State(endpoint): State<Arc<Endpoint>>, headers: HeaderMap) -> Re
     (status, Json(readiness)).into_response()
 }
 
-async fn render_metrics(State(endpoint): State<Arc<Endpoint>>, headers: HeaderMap) -> Response {
-    match endpoint.admit(&headers) {
-        Ok(()) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], endpoint.metrics.render()).into_response(),
-        Err(refused) => *refused,
-    }
+async fn render_metrics(State(endpoint): State<Arc<Endpoint>>, _: Admitted) -> Response {
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], endpoint.metrics.render()).into_response()
 }
 
-async fn list(State(endpoint): State<Arc<Endpoint>>, headers: HeaderMap) -> Response {
-    match endpoint.admit(&headers) {
-        Ok(()) => Json(endpoint.host.handlers()).into_response(),
-        Err(refused) => *refused,
-    }
+async fn list(State(endpoint): State<Arc<Endpoint>>, _: Admitted) -> Response {
+    Json(endpoint.host.handlers()).into_response()
 }
 
 async fn whereabouts(
     State(endpoint): State<Arc<Endpoint>>,
+    _: Admitted,
     UrlPath((topic, partition, offset)): UrlPath<(String, String, String)>,
-    headers: HeaderMap,
 ) -> Response {
-    if let Err(refused) = endpoint.admit(&headers) {
-        return *refused;
-    }
     let (Ok(partition @ 0..), Ok(offset @ 0..)) = (partition.parse::<i32>(), offset.parse::<Offset>()) else {
         let detail = "a partition and an offset are numbers from 0 on, as in /where/orders/3/42";
         return error(StatusCode::BAD_REQUEST, "bad-place", detail);
@@ -246,14 +244,7 @@ async fn whereabouts(
     Json(endpoint.host.whereabouts(TopicPartition::new(topic, partition), offset).await).into_response()
 }
 
-async fn parked(
-    State(endpoint): State<Arc<Endpoint>>,
-    UrlPath(handler): UrlPath<String>,
-    headers: HeaderMap,
-) -> Response {
-    if let Err(refused) = endpoint.admit(&headers) {
-        return *refused;
-    }
+async fn parked(State(endpoint): State<Arc<Endpoint>>, _: Admitted, UrlPath(handler): UrlPath<String>) -> Response {
     match endpoint.host.parked(&handler).await {
         Some(parked) => Json(parked).into_response(),
         None => does_not_run(&handler),
@@ -262,19 +253,19 @@ async fn parked(
 
 async fn unpark(
     State(endpoint): State<Arc<Endpoint>>,
+    _: Admitted,
     UrlPath(handler): UrlPath<String>,
-    headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    if let Err(refused) = endpoint.admit(&headers) {
-        return *refused;
-    }
     let request: UnparkRequest = match serde_json::from_slice(if body.is_empty() { b"{}" } else { &body }) {
         Ok(request) => request,
         Err(cause) => {
             return error(StatusCode::BAD_REQUEST, "bad-request", &format!("the body can't be read: {cause}"));
         }
     };
+    if request.null_key && request.key.is_some() {
+        return error(StatusCode::BAD_REQUEST, "bad-request", "give `key` or `null_key`, not both");
+    }
     let is_dry = request.dry_run;
     match endpoint.host.unpark(&handler, request).await {
         Some(done) => {
@@ -292,14 +283,7 @@ fn does_not_run(handler: &str) -> Response {
     error(StatusCode::NOT_FOUND, "no-such-handler", &detail)
 }
 
-async fn roll_back(
-    State(endpoint): State<Arc<Endpoint>>,
-    UrlPath(handler): UrlPath<String>,
-    headers: HeaderMap,
-) -> Response {
-    if let Err(refused) = endpoint.admit(&headers) {
-        return *refused;
-    }
+async fn roll_back(State(endpoint): State<Arc<Endpoint>>, _: Admitted, UrlPath(handler): UrlPath<String>) -> Response {
     match endpoint.host.roll_back(&handler).await {
         Ok(rolled_back) => {
             tracing::info!(handler, revision = rolled_back.revision, set_aside = rolled_back.set_aside, "rolled back");
@@ -318,13 +302,10 @@ async fn roll_back(
 
 async fn move_offsets(
     State(endpoint): State<Arc<Endpoint>>,
+    _: Admitted,
     UrlPath(handler): UrlPath<String>,
-    headers: HeaderMap,
     body: Result<Json<MoveBody>, JsonRejection>,
 ) -> Response {
-    if let Err(refused) = endpoint.admit(&headers) {
-        return *refused;
-    }
     let wish = match body {
         Ok(Json(wish)) => wish,
         Err(rejected) => return error(rejected.status(), "invalid", &rejected.body_text()),
@@ -345,13 +326,10 @@ async fn move_offsets(
 
 fn pause(
     State(endpoint): State<Arc<Endpoint>>,
+    _: Admitted,
     UrlPath(handler): UrlPath<String>,
-    headers: HeaderMap,
     paused: bool,
 ) -> Response {
-    if let Err(refused) = endpoint.admit(&headers) {
-        return *refused;
-    }
     match endpoint.host.pause(&handler, paused) {
         Ok(()) => {
             tracing::warn!(handler, "{}", if paused { "paused" } else { "resumed" });

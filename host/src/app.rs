@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::replay::replay;
 use self::view::View;
 use crate::admin::{self, Admin};
-use crate::broker::embedded::Embedded;
+use crate::broker::embedded::{self, Embedded};
 use crate::broker::kafka::Kafka;
-use crate::broker::{Broker, Producer};
+use crate::broker::{Broker, BrokerError, Producer};
 use crate::cli::{Failure, dlq as dlq_command, topic as topic_command, whereabouts as whereabouts_command};
 use crate::config::{self, Config, Problem};
 use crate::consumer::Budget;
@@ -136,15 +136,17 @@ fn on_log(path: &Path, only_reads: bool, command: LogCommand) -> Result<(), Fail
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match &config.broker {
-            config::Broker::Embedded(embedded) if only_reads => {
-                command.run(&Embedded::open_read_only(embedded, &config.folder)?, handlers).await
-            }
             config::Broker::Embedded(embedded) => {
-                command.run(&Embedded::open(embedded, &config.folder)?, handlers).await
+                command.run(&embedded_log(embedded, &config.folder, only_reads)?, handlers).await
             }
             config::Broker::Kafka(kafka) => command.run(&Kafka::new(kafka.clone())?, handlers).await,
         }
     })
+}
+
+/// The log in a folder: beside the host that owns it, or owned.
+fn embedded_log(config: &embedded::Config, folder: &Path, only_reads: bool) -> Result<Embedded, BrokerError> {
+    if only_reads { Embedded::open_read_only(config, folder) } else { Embedded::open(config, folder) }
 }
 
 impl LogCommand {

@@ -127,6 +127,14 @@ impl Cli {
     }
 }
 
+/// Runs a command's work. What still runs on blocking threads after it (a compilation, a query) does not hold the exit.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("tidemill").build()?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    done
+}
+
 /// Writes a line to standard output, where a command's answer goes.
 pub(crate) fn say(line: &str) -> std::io::Result<()> {
     use std::io::{ErrorKind, Write};

@@ -29,7 +29,7 @@ pub use self::pauses::Pauses;
 pub use self::roster::{Roster, Running, State};
 use self::stamp::Stamp;
 use self::watch::Watch;
-use crate::broker::{Admin, Broker, Producer};
+use crate::broker::{Admin, Broker, BrokerError, Producer};
 use crate::config::manifest::{self, HandlerSpec};
 use crate::consumer::{Budget, Group, OffsetStore, Parking};
 use crate::guest::live::LiveHandler;
@@ -86,7 +86,7 @@ impl<B: Broker> Fleet<B> {
         let mut loaded = Vec::new();
         let mut errors = Vec::new();
         let mut groups = BTreeMap::new();
-        for (name, folder) in self.folders() {
+        for (name, folder) in manifest::folders(&self.folder) {
             match self.load(&folder, Purpose::Check).await {
                 Ok(running) => {
                     let group = running.spec.consumer.subscription.group.clone();
@@ -105,7 +105,7 @@ impl<B: Broker> Fleet<B> {
     /// it is tried again.
     pub async fn start(&mut self) -> Result<(), Vec<HandlerError>> {
         let mut errors = Vec::new();
-        for (name, folder) in self.folders() {
+        for (name, folder) in manifest::folders(&self.folder) {
             match self.load(&folder, Purpose::Run).await.and_then(|running| self.admit(running)) {
                 Ok(running) => self.launch(&name, running),
                 Err(error) if error.is_passing() => self.refuse(&name, false, Stamp::of(&folder), &error),
@@ -133,7 +133,7 @@ impl<B: Broker> Fleet<B> {
 
     /// Brings what runs in line with what lies in the folder.
     async fn follow(&mut self) {
-        let folders = self.folders();
+        let folders = manifest::folders(&self.folder);
         let names: BTreeSet<&String> = folders.keys().collect();
         for (name, running) in self.roster.running() {
             if !names.contains(&name) {
@@ -253,9 +253,9 @@ impl<B: Broker> Fleet<B> {
         let live = loaded.await.map_err(|cause| HandlerError::Load { handler, cause })?;
         let refused = |cause| HandlerError::Subscription { handler: spec.name.clone(), cause };
         self.parts.broker.check(&spec.consumer.subscription).map_err(refused)?;
-        if purpose == Purpose::Run && spec.retry.end() == Exhausted::Park && self.admin().is_none() {
+        if purpose == Purpose::Run && spec.retry.end() == Exhausted::Park {
             // What is parked can't be read without one.
-            self.parts.broker.admin().map(drop).map_err(refused)?;
+            self.admin().map_err(refused)?;
         }
         match purpose {
             Purpose::Run => self.migrate(&spec).await?,
@@ -296,7 +296,7 @@ impl<B: Broker> Fleet<B> {
     }
 
     fn launch(&self, name: &str, mut running: Running) {
-        running.admin = self.admin();
+        running.admin = self.admin().ok();
         let spec = &running.spec;
         let metrics = self.parts.metrics.handler(name);
         metrics.live(&running.live.digest());
@@ -310,7 +310,7 @@ impl<B: Broker> Fleet<B> {
             );
         }
         let mut group = self.group(&running, dead_letters.clone());
-        if let (Exhausted::Park, Some(admin)) = (spec.retry.end(), self.admin()) {
+        if let (Exhausted::Park, Some(admin)) = (spec.retry.end(), running.admin.clone()) {
             let topics = ParkedTopics::new(name.into(), Arc::clone(&self.parts.producer));
             group = group.parking(Parking { topics: Arc::new(topics), admin, records_max: spec.parked_max });
         }
@@ -373,13 +373,12 @@ impl<B: Broker> Fleet<B> {
     }
 
     /// One for all handlers: it has connections of its own.
-    fn admin(&self) -> Option<Arc<dyn Admin>> {
-        if self.admin.get().is_none()
-            && let Ok(admin) = self.parts.broker.admin()
-        {
-            return Some(Arc::clone(self.admin.get_or_init(|| admin)));
+    fn admin(&self) -> Result<Arc<dyn Admin>, BrokerError> {
+        if let Some(admin) = self.admin.get() {
+            return Ok(Arc::clone(admin));
         }
-        self.admin.get().cloned()
+        let made = self.parts.broker.admin()?;
+        Ok(Arc::clone(self.admin.get_or_init(|| made)))
     }
 
     /// Where the handler's offsets are kept beside its group. That the database is there was checked with the grants.
@@ -395,15 +394,6 @@ impl<B: Broker> Fleet<B> {
             running.stop.cancel();
         }
         join_all(all.iter().map(|(_, running)| stop_handler(running))).await;
-    }
-
-    /// The handlers' folders by name: those with a manifest, hidden ones left out.
-    fn folders(&self) -> BTreeMap<String, PathBuf> {
-        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        entries
-            .filter_map(|entry| Some((entry.file_name().to_str()?.to_owned(), entry.path())))
-            .filter(|(name, path)| !name.starts_with('.') && path.join(manifest::FILE).is_file())
-            .collect()
     }
 }
 

@@ -164,22 +164,23 @@ impl Settler {
         let mut owners: Vec<(usize, usize)> = Vec::new();
         let mut failures: Vec<(usize, Failure)> = Vec::new();
         let mut produced: Vec<Produced> = Vec::new();
-        let handled = case.handled();
+        let in_transaction = attempt.guarantee == Guarantee::KafkaTransaction;
+        let mut handled: Option<Arc<Handled>> = None;
         for (index, outcome) in outcomes.into_iter().enumerate() {
             if verdicts.is_blocked(index) {
                 continue;
             }
             match outcome {
+                Outcome::Ack(own) if own.is_empty() => verdicts.set(index, Verdict::Settled),
+                Outcome::Ack(own) if in_transaction => {
+                    verdicts.set(index, Verdict::Settled);
+                    let call = handled.get_or_insert_with(|| case.handled());
+                    produced.push(Produced::outputs(call, index, own));
+                }
                 Outcome::Ack(mut own) => {
                     verdicts.set(index, Verdict::Settled);
-                    match &handled {
-                        _ if own.is_empty() => {}
-                        Some(call) => produced.push(Produced::outputs(call, index, own)),
-                        None => {
-                            owners.push((index, own.len()));
-                            outputs.append(&mut own);
-                        }
-                    }
+                    owners.push((index, own.len()));
+                    outputs.append(&mut own);
                 }
                 Outcome::Skip => verdicts.set(index, Verdict::Settled),
                 Outcome::Untouched if waits => verdicts.block(index),
@@ -292,9 +293,8 @@ impl Settler {
                 }
             }
         }
-        if !dead.is_empty()
-            && let Some(call) = case.handled()
-        {
+        if !dead.is_empty() && case.attempt.guarantee == Guarantee::KafkaTransaction {
+            let call = case.handled();
             for (index, dead) in dead.drain(..) {
                 produced.push(Produced::letter(&self.dead_letters, &call, index, dead));
                 verdicts.set(index, Verdict::Settled);
@@ -370,9 +370,8 @@ struct Case<'a> {
 
 impl Case<'_> {
     /// The call as those of its records keep it that leave something for a Kafka transaction.
-    fn handled(&self) -> Option<Arc<Handled>> {
-        let in_transaction = self.attempt.guarantee == Guarantee::KafkaTransaction;
-        in_transaction.then(|| Handled::new(&self.attempt.records, self.revision))
+    fn handled(&self) -> Arc<Handled> {
+        Handled::new(&self.attempt.records, self.revision)
     }
 }
 

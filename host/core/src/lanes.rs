@@ -236,29 +236,32 @@ impl Lanes {
     pub fn set_aside(&mut self, key: Option<&[u8]>) {
         self.aside.insert(key);
         if let Some(id) = self.known(key) {
-            let lane = &mut self.lanes[id as usize];
-            lane.aside = true;
-            if lane.state == State::Ready {
-                self.ready.retain(|ready| *ready != id);
-                self.aside_ready.retain(|ready| *ready != id);
-                self.make_ready(id);
-            }
+            self.move_lane(id, true);
+        }
+    }
+
+    /// Sets a lane aside or takes it back. A ready one is in the queue that `aside` names, and in no other.
+    fn move_lane(&mut self, id: LaneId, aside: bool) {
+        let lane = &mut self.lanes[id as usize];
+        if lane.aside == aside {
+            return;
+        }
+        lane.aside = aside;
+        if lane.state == State::Ready {
+            let left = if aside { &mut self.ready } else { &mut self.aside_ready };
+            left.retain(|ready| *ready != id);
+            self.make_ready(id);
         }
     }
 
     /// Lets the records of a key run again. Not while one of them is being set aside: then it answers false.
     pub fn release_key(&mut self, key: Option<&[u8]>) -> bool {
         if let Some(id) = self.known(key) {
-            let lane = &mut self.lanes[id as usize];
+            let lane = &self.lanes[id as usize];
             if lane.aside && lane.state == State::Running {
                 return false;
             }
-            lane.aside = false;
-            if lane.state == State::Ready {
-                self.aside_ready.retain(|ready| *ready != id);
-                self.ready.retain(|ready| *ready != id);
-                self.make_ready(id);
-            }
+            self.move_lane(id, false);
         }
         self.aside.remove(key);
         true

@@ -289,7 +289,12 @@ impl Partition {
 
     /// Whether an [`Event::Slot`] would start a call.
     pub fn wants_slot(&self) -> bool {
-        self.calls.len() - usize::from(self.parking.is_some()) < self.bounds.calls_max && self.may_call()
+        self.running() < self.bounds.calls_max && self.may_call()
+    }
+
+    /// How many calls of the guest run.
+    fn running(&self) -> usize {
+        self.calls.len() - usize::from(self.parking.is_some())
     }
 
     fn may_park(&self) -> bool {
@@ -417,7 +422,7 @@ impl Partition {
         if !self.wants_slot() {
             return;
         }
-        let running = self.calls.len() - usize::from(self.parking.is_some());
+        let running = self.running();
         let shares = spare.clamp(1, self.bounds.calls_max - running);
         let lanes_max = self.lanes.ready().div_ceil(shares);
         let entries = self.lanes.take(lanes_max, self.bounds.call_records_max, self.bounds.call_bytes_max);

@@ -7,9 +7,8 @@ use tidemill_core::record::{Offset, TopicPartition};
 
 use super::replay::handler;
 use super::view::move_view;
-use super::{databases, refused};
+use super::{databases, embedded_log, refused};
 use crate::admin::MoveView;
-use crate::broker::embedded::Embedded;
 use crate::broker::kafka::Kafka;
 use crate::broker::{Admin, Broker, BrokerError, Selection};
 use crate::cli::Failure;
@@ -25,13 +24,13 @@ use crate::store::offsets::Place;
 pub(crate) async fn stands(config: &Config, name: &str) -> Result<Vec<Stands>, Failure> {
     let spec = handler(config, name)?;
     let database = database(config, &spec).await?;
-    of_group(&*admin(config, Access::Reads)?, database.as_deref(), &spec, &Selection::default()).await
+    of_group(&*admin(config, true)?, database.as_deref(), &spec, &Selection::default()).await
 }
 
 /// Lets a group that has no members begin elsewhere.
 pub(crate) async fn move_group(config: &Config, name: &str, reset: &Reset) -> Result<MoveView, Failure> {
     let spec = handler(config, name)?;
-    let admin = admin(config, if reset.dry_run { Access::Reads } else { Access::Writes })?;
+    let admin = admin(config, reset.dry_run)?;
     let sql = database(config, &spec).await?;
     let subscription = &spec.consumer.subscription;
     let stood = of_group(&*admin, sql.as_deref(), &spec, &reset.which).await?;
@@ -72,20 +71,10 @@ async fn not_moved(admin: &dyn Admin, group: &str, error: BrokerError) -> Failur
     ))
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Access {
-    Reads,
-    Writes,
-}
-
-fn admin(config: &Config, access: Access) -> Result<Arc<dyn Admin>, Failure> {
+fn admin(config: &Config, only_reads: bool) -> Result<Arc<dyn Admin>, Failure> {
     let admin = match &config.broker {
         config::Broker::Embedded(embedded) => {
-            let opened = match access {
-                Access::Reads => Embedded::open_read_only(embedded, &config.folder),
-                Access::Writes => Embedded::open(embedded, &config.folder),
-            };
-            opened.and_then(|log| log.admin())
+            embedded_log(embedded, &config.folder, only_reads).and_then(|log| log.admin())
         }
         config::Broker::Kafka(kafka) => Kafka::new(kafka.clone()).and_then(|kafka| kafka.admin()),
     };
@@ -126,7 +115,7 @@ async fn of_group(
     Ok(all)
 }
 
-async fn row(sql: &dyn Sql, group: &str, of: &TopicPartition) -> Result<Option<Offset>, Failure> {
+pub(super) async fn row(sql: &dyn Sql, group: &str, of: &TopicPartition) -> Result<Option<Offset>, Failure> {
     let place = Place { group: group.to_owned(), topic: of.topic.to_string(), partition: of.partition };
     Ok(sql.standing(place).await?.and_then(|standing| standing.next))
 }

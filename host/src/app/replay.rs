@@ -1,13 +1,11 @@
 //! Builds a replay: the handler as the host would run it, on ranges of the log, perhaps with other stores.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Signals, end_at_once, end_in_any_case, handlers_refused, parts, refused};
+use super::{Signals, embedded_log, end_at_once, end_in_any_case, handlers_refused, parts, refused};
 use crate::attempt::Guarantee;
-use crate::broker::embedded::Embedded;
 use crate::broker::kafka::Kafka;
 use crate::broker::{Broker, Discard, Producer, Ranged};
 use crate::cli::Failure;
@@ -18,7 +16,6 @@ use crate::fleet::Fleet;
 use crate::metrics::Metrics;
 use crate::replay::{self, Part, Replay, Report};
 use crate::store::Sql;
-use crate::store::offsets::Place;
 
 /// How often it is noted how far a partition is.
 const COMMIT_INTERVAL_MAX: Duration = Duration::from_millis(100);
@@ -34,19 +31,13 @@ pub(crate) async fn replay(args: &Args) -> Result<Report, Failure> {
     // What another handler uses is not opened, nor made.
     config.sql.retain(|name, _| spec.grants.sql.contains(name));
     config.kv.retain(|name, _| spec.grants.kv.contains(name));
-    let path = config.path.clone();
+    let broken = |error| refused(&config.path, "broker", error);
     match &config.broker {
         config::Broker::Embedded(embedded) => {
-            let opened = match args.outputs() {
-                Outputs::Discard => Embedded::open_read_only(embedded, &config.folder),
-                Outputs::Send => Embedded::open(embedded, &config.folder),
-            };
-            through(opened.map_err(|error| refused(&path, "broker", error))?, &config, spec, args).await
+            let log = embedded_log(embedded, &config.folder, args.outputs() == Outputs::Discard).map_err(broken)?;
+            through(log, &config, spec, args).await
         }
-        config::Broker::Kafka(kafka) => {
-            let kafka = Kafka::new(kafka.clone()).map_err(|error| refused(&path, "broker", error))?;
-            through(kafka, &config, spec, args).await
-        }
+        config::Broker::Kafka(kafka) => through(Kafka::new(kafka.clone()).map_err(broken)?, &config, spec, args).await,
     }
 }
 
@@ -57,19 +48,13 @@ pub(super) fn handler(config: &Config, name: &str) -> Result<HandlerSpec, Failur
         let text = "is not set; name the folder of handlers";
         return Err(refused(Problem::invalid(&config.path, "handlers.folder", text).to_string()));
     };
-    let is_handler = |folder: &Path| folder.join(manifest::FILE).is_file();
-    if !is_handler(&folder.join(name)) {
-        let folders = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        let mut known: Vec<String> = folders
-            .filter(|folder| is_handler(folder))
-            .filter_map(|folder| Some(folder.file_name()?.to_str()?.to_owned()))
-            .collect();
-        known.sort();
-        let (folder, known) = (folder.display(), known.join("`, `"));
+    let mut known = manifest::folders(folder);
+    let Some(found) = known.remove(name) else {
+        let (folder, known) = (folder.display(), known.into_keys().collect::<Vec<_>>().join("`, `"));
         return Err(refused(format!("there is no handler `{name}` in `{folder}`; there is `{known}`")));
-    }
+    };
     let problems = |problems: Vec<Problem>| Failure::Refused(problems.iter().map(Problem::to_string).collect());
-    HandlerSpec::read(&folder.join(name)).map_err(problems)
+    HandlerSpec::read(&found).map_err(problems)
 }
 
 async fn through<B: Broker>(broker: B, config: &Config, mut spec: HandlerSpec, args: &Args) -> Result<Report, Failure> {
@@ -143,9 +128,7 @@ fn tell_of_plan(spec: &HandlerSpec, args: &Args, plan: &[Part]) {
 async fn is_empty(sql: &dyn Sql, database: &str, spec: &HandlerSpec, plan: &[Part]) -> Result<(), Failure> {
     let group = &spec.consumer.subscription.group;
     for Part { of, .. } in plan {
-        let place = Place { group: group.clone(), topic: of.topic.to_string(), partition: of.partition };
-        let standing = sql.standing(place).await?;
-        if let Some(next) = standing.and_then(|standing| standing.next) {
+        if let Some(next) = super::offsets::row(sql, group, of).await? {
             return Err(Failure::Refused(vec![format!(
                 "the database for `sql.{database}` has counted {of} up to {next} for group `{group}`, and would count records \
                  twice; name an empty database with --set sql.{database}=URL"

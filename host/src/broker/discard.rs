@@ -1,8 +1,5 @@
 //! A producer that takes everything and writes nothing.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
@@ -22,13 +19,5 @@ impl Producer for Discard {
 
     fn ready(&self) -> bool {
         true
-    }
-
-    fn warm<'a>(&'a self, _: &'a [Arc<str>], _: Duration) -> BoxFuture<'a, Result<(), SendError>> {
-        std::future::ready(Ok(())).boxed()
-    }
-
-    fn flush(&self, _: Duration) -> BoxFuture<'_, usize> {
-        std::future::ready(0).boxed()
     }
 }

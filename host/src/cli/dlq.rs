@@ -143,9 +143,8 @@ pub async fn run<B: Broker>(broker: &B, handlers: Option<&Path>, command: Comman
 
 /// The dead-letter topics that manifests name. A manifest that is wrong is for `tidemill check` to say.
 fn named_topics(handlers: &Path) -> BTreeSet<String> {
-    let folders = std::fs::read_dir(handlers).into_iter().flatten().flatten().map(|entry| entry.path());
-    let specs = folders.filter(|folder| folder.join(manifest::FILE).is_file());
-    specs.filter_map(|folder| HandlerSpec::read(&folder).ok()?.dead_letters.topic).collect()
+    let folders = manifest::folders(handlers).into_values();
+    folders.filter_map(|folder| HandlerSpec::read(&folder).ok()?.dead_letters.topic).collect()
 }
 
 impl Filter {

@@ -253,14 +253,11 @@ fn table(handlers: &[HandlerView]) -> String {
             .map(str::to_owned),
     ];
     rows.extend(handlers.iter().map(row));
-    let widths: [usize; 9] =
-        std::array::from_fn(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0));
     let mut text = String::new();
-    for (at, row) in rows.iter().enumerate() {
-        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+    for (at, line) in super::text::columns(&rows).iter().enumerate() {
         let below = at.checked_sub(1).map(|at| &handlers[at]);
         // Writing to a `String` never fails.
-        writeln!(text, "{}", cells.join("  ").trim_end()).ok();
+        writeln!(text, "{line}").ok();
         for line in below.into_iter().flat_map(notes) {
             writeln!(text, "  {line}").ok();
         }

@@ -95,7 +95,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let config = super::check::configuration(&args.config.config)?;
     match args.command {
         Command::Show { handler, json } => {
-            let stands = block_on(app::offsets::stands(&config, &handler))?;
+            let stands = super::block_on(app::offsets::stands(&config, &handler))?;
             let lines = if json { stands.iter().map(json_line).collect() } else { table(&stands) };
             lines.iter().try_for_each(|line| super::say(line))?;
             Ok(())
@@ -114,13 +114,6 @@ pub fn run(args: Args) -> Result<(), Failure> {
     }
 }
 
-fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let done = runtime.block_on(work);
-    runtime.shutdown_background();
-    done
-}
-
 impl ResetArgs {
     /// Asks the host; where nobody answers that was not named, the group is moved without one.
     fn carry_out(&self, config: &Config) -> Result<MoveView, Failure> {
@@ -132,7 +125,7 @@ impl ResetArgs {
                 answer => return Ok(answer?),
             }
         }
-        block_on(app::offsets::move_group(config, &self.handler, &self.reset()))
+        super::block_on(app::offsets::move_group(config, &self.handler, &self.reset()))
     }
 
     /// Who is asked: the host that is named, or the one of the configuration, with its token.

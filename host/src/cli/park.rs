@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::guests::{ClientError, HostArgs};
-use super::say;
+use super::{say, text};
 use crate::admin::{ParkedView, UnparkRequest, Unparked};
 use crate::attempt::short;
 
@@ -104,13 +104,7 @@ fn table(parked: &[ParkedView]) -> String {
         ]
     };
     let rows: Vec<[String; 7]> = std::iter::once(names).chain(parked.iter().map(row)).collect();
-    let widths: [usize; 7] =
-        std::array::from_fn(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0));
-    let line = |row: &[String; 7]| {
-        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        cells.join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+    text::columns(&rows).join("\n")
 }
 
 #[cfg(test)]

@@ -85,11 +85,7 @@ impl FromStr for PerSecond {
 
 /// Replays, and prints what came of it.
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("tidemill").build()?;
-    let report = runtime.block_on(crate::app::replay(args));
-    // What still runs on blocking threads must not hold the exit.
-    runtime.shutdown_background();
-    let report = report?;
+    let report = super::block_on(crate::app::replay(args))?;
     super::say(&if args.json { as_json(args, &report) } else { text(args, &report) })?;
     match left(&report) {
         None => Ok(()),

@@ -21,9 +21,5 @@ pub struct Args {
 /// Runs the host and returns when it has drained.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let config = super::check::configuration(&args.config.config)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("tidemill").build()?;
-    let result = runtime.block_on(app::run(config, args.only, args.ready_file.clone()));
-    // What still runs on blocking threads (a compilation, a query) must not hold the exit.
-    runtime.shutdown_background();
-    result
+    super::block_on(app::run(config, args.only, args.ready_file.clone()))
 }

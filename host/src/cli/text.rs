@@ -1,4 +1,4 @@
-//! Records as text, the same in every command: for people in one line, for programs as JSON.
+//! Text, the same in every command: records for people in one line and for programs as JSON, and tables.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -30,4 +30,15 @@ pub(super) fn shown(bytes: Option<&[u8]>) -> String {
         }
         Some((Err(_), bytes)) => format!("base64:{}", STANDARD.encode(bytes)),
     }
+}
+
+/// Rows as aligned columns, a line each.
+pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
+    let widths: [usize; N] =
+        std::array::from_fn(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0));
+    let line = |row: &[String; N]| {
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
 }

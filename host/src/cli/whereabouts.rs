@@ -160,9 +160,8 @@ struct Reader {
 
 /// A manifest that is wrong is for `tidemill check` to say.
 fn readers(handlers: Option<&Path>, topic: &str, views: Vec<WhereView>) -> Vec<Reader> {
-    let folders = handlers.into_iter().flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten());
-    let folders = folders.map(|entry| entry.path()).filter(|folder| folder.join(manifest::FILE).is_file());
-    let specs = folders.filter_map(|folder| HandlerSpec::read(&folder).ok());
+    let folders = handlers.map(manifest::folders).unwrap_or_default();
+    let specs = folders.into_values().filter_map(|folder| HandlerSpec::read(&folder).ok());
     let usual = format!("{topic}.dlq");
     let mut readers: BTreeMap<String, Reader> = specs
         .filter(|spec| spec.consumer.subscription.topics.iter().any(|read| read == topic))

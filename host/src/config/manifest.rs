@@ -24,6 +24,15 @@ use crate::settle::parked::topic_for;
 /// The manifest's file name.
 pub const FILE: &str = "handler.toml";
 
+/// The handlers' folders by name: those with a manifest, hidden ones left out.
+pub fn folders(of: &Path) -> BTreeMap<String, PathBuf> {
+    let entries = std::fs::read_dir(of).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| Some((entry.file_name().to_str()?.to_owned(), entry.path())))
+        .filter(|(name, path)| !name.starts_with('.') && path.join(FILE).is_file())
+        .collect()
+}
+
 /// Everything that the host knows of one handler, checked.
 #[derive(Debug, Clone)]
 pub struct HandlerSpec {

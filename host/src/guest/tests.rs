@@ -133,12 +133,4 @@ impl Producer for NoProducer {
     fn ready(&self) -> bool {
         false
     }
-
-    fn warm<'a>(&'a self, _: &'a [Arc<str>], _: Duration) -> BoxFuture<'a, Result<(), SendError>> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn flush(&self, _: Duration) -> BoxFuture<'_, usize> {
-        Box::pin(async { 0 })
-    }
 }

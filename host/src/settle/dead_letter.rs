@@ -24,11 +24,11 @@ pub struct DeadLetters {
     pub headers: HeaderStyle,
 }
 
-/// Waits between attempts to write a letter that the broker does not take.
-const DELAY_MIN: Duration = Duration::from_millis(100);
+/// Waits between attempts to write what the broker does not take.
+pub(super) const DELAY_MIN: Duration = Duration::from_millis(100);
 pub(super) const DELAY_MAX: Duration = Duration::from_secs(5);
-/// How often it is told that letters can't be written.
-const STALLED_INTERVAL: Duration = Duration::from_secs(30);
+/// How often it is told that something can't be written.
+pub(super) const STALLED_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A letter on its way.
 struct Open<'a> {

@@ -17,6 +17,7 @@ use tidemill_core::record::{ChunkBuilder, HeaderRef, Offset, Record, Timestamp, 
 use tokio_util::sync::CancellationToken;
 
 use super::Stop;
+use super::dead_letter::{DELAY_MAX, DELAY_MIN, STALLED_INTERVAL};
 use super::letter::{CODE_BYTES_MAX, MESSAGE_BYTES_MAX, Size, truncated};
 use super::told::Told;
 use crate::broker::{Header, Outgoing, Position, Producer, SendError, WhenFull};
@@ -44,12 +45,6 @@ mod header {
     /// Of a receipt: what was handled.
     pub(super) const HANDLED: &str = "tidemill.parked.handled";
 }
-
-/// Waits between attempts to write what the broker does not take.
-const DELAY_MIN: Duration = Duration::from_millis(100);
-const DELAY_MAX: Duration = Duration::from_secs(5);
-/// How often it is told that something can't be written.
-const STALLED_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What an entry of the parked topic says.
 #[derive(Debug, PartialEq, Eq)]
@@ -456,14 +451,6 @@ mod tests {
 
         fn ready(&self) -> bool {
             true
-        }
-
-        fn warm<'a>(&'a self, _: &'a [Arc<str>], _: Duration) -> BoxFuture<'a, Result<(), SendError>> {
-            std::future::ready(Ok(())).boxed()
-        }
-
-        fn flush(&self, _: Duration) -> BoxFuture<'_, usize> {
-            std::future::ready(0).boxed()
         }
     }
 

@@ -467,14 +467,6 @@ impl Producer for Log {
     fn ready(&self) -> bool {
         true
     }
-
-    fn warm<'a>(&'a self, _: &'a [Arc<str>], _: Duration) -> BoxFuture<'a, Result<(), SendError>> {
-        async { Ok(()) }.boxed()
-    }
-
-    fn flush(&self, _: Duration) -> BoxFuture<'_, usize> {
-        async { 0 }.boxed()
-    }
 }
 
 /// An attempt on records with these keys, `-` for null; equal keys share a lane.

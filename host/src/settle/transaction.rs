@@ -1,21 +1,17 @@
 //! Settling under a database's transaction: all records of a call together with their offset, or none of them.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tidemill_core::partition::Verdict;
 use tidemill_core::retry::Class;
 
+use super::dead_letter::{DELAY_MAX, DELAY_MIN};
 use super::{Case, Failure, Settlement, Settler, Verdicts, output_failure};
 use crate::attempt::{Attempt, Committed, Ownership};
 use crate::broker::{Outgoing, WhenFull};
 use crate::guest::{Called, Outcome, Reason};
 use crate::metrics::CommitResult;
 use crate::store::SqlError;
-
-/// Waits between attempts to store the offset of a record whose dead letter is written.
-const DELAY_MIN: Duration = Duration::from_millis(100);
-const DELAY_MAX: Duration = Duration::from_secs(5);
 
 /// Why a call's transaction is rolled back.
 #[derive(Debug)]

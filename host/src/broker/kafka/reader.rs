@@ -73,7 +73,7 @@ impl PartitionReader {
     /// Outside of groups the end is told, too: markers and what was deleted leave offsets before it that hold no record.
     fn take(&mut self, records_max: usize, bytes_max: usize) -> Option<Result<Chunk, BrokerError>> {
         let bytes_max = bytes_max.clamp(1, CHUNK_BYTES_MAX);
-        let mut chunk = self.begin_chunk(records_max, bytes_max);
+        let mut chunk = self.begin_chunk(records_max, bytes_max)?;
         let mut passed = false;
         while chunk.len() < records_max {
             let Some(message) = self.queue.front() else {
@@ -124,15 +124,15 @@ impl PartitionReader {
         Some(Ok(chunk.build()))
     }
 
-    /// An empty chunk with room for what is there now, so that it need not grow: that would copy all of it, and leave half of
+    /// An empty chunk with room for what is there now, if anything is, so that it need not grow: that would copy all of it, and leave half of
     /// its memory unused for as long as its records wait.
-    fn begin_chunk(&mut self, records_max: usize, bytes_max: usize) -> ChunkBuilder {
+    fn begin_chunk(&mut self, records_max: usize, bytes_max: usize) -> Option<ChunkBuilder> {
         let wanted = (bytes_max / self.usual_bytes).clamp(1, records_max);
         while self.queue.taken() < wanted && self.queue.take(wanted - self.queue.taken()) > 0 {}
         let records = wanted.min(self.queue.taken());
         // One more than usual, because some are larger.
-        let bytes = if records > 0 { ((records + 1) * self.usual_bytes).min(bytes_max) } else { 0 };
-        ChunkBuilder::with_capacity(records, bytes)
+        let bytes = ((records + 1) * self.usual_bytes).min(bytes_max);
+        (records > 0).then(|| ChunkBuilder::with_capacity(records, bytes))
     }
 
     /// Looks whether what lies before a record was deleted. Other gaps are usual: compaction and transactions leave them.

@@ -107,14 +107,6 @@ impl Producer for Script {
     fn ready(&self) -> bool {
         true
     }
-
-    fn warm<'a>(&'a self, _: &'a [Arc<str>], _: Duration) -> BoxFuture<'a, Result<(), SendError>> {
-        async { Ok(()) }.boxed()
-    }
-
-    fn flush(&self, _: Duration) -> BoxFuture<'_, usize> {
-        async { 0 }.boxed()
-    }
 }
 
 /// A store that fails every call in the same way: with the error, or by never answering.

@@ -9,6 +9,7 @@ use super::letters::Letter;
 use super::{DlqError, Filter};
 use crate::attempt::short;
 use crate::broker::Admin;
+use crate::cli::text;
 
 /// Kinds that are told apart. Codes are short and few; a handler that puts values into them must not fill the memory.
 const KINDS_MAX: usize = 10_000;
@@ -124,11 +125,5 @@ fn table(counts: &BTreeMap<Kind, Count>) -> Vec<String> {
         ]
     };
     let rows: Vec<[String; 10]> = std::iter::once(names.map(str::to_owned)).chain(counts.iter().map(row)).collect();
-    let widths: [usize; 10] =
-        std::array::from_fn(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0));
-    let line = |row: &[String; 10]| {
-        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        cells.join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect()
+    text::columns(&rows)
 }

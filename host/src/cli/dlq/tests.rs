@@ -1,6 +1,5 @@
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Mutex;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -282,14 +281,6 @@ impl Producer for Flaky {
 
     fn ready(&self) -> bool {
         true
-    }
-
-    fn warm<'a>(&'a self, _: &'a [Arc<str>], _: Duration) -> BoxFuture<'a, Result<(), SendError>> {
-        async { Ok(()) }.boxed()
-    }
-
-    fn flush(&self, _: Duration) -> BoxFuture<'_, usize> {
-        async { 0 }.boxed()
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, Semaphore};
@@ -77,13 +76,5 @@ impl Producer for Fake {
 
     fn ready(&self) -> bool {
         self.ready.load(Ordering::SeqCst)
-    }
-
-    fn warm<'a>(&'a self, _: &'a [Arc<str>], _: Duration) -> BoxFuture<'a, Result<(), SendError>> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn flush(&self, _: Duration) -> BoxFuture<'_, usize> {
-        Box::pin(async { 0 })
     }
 }
