@@ -16,6 +16,7 @@ pub mod live;
 mod output;
 mod packed;
 mod revision;
+pub(crate) mod succession;
 
 use std::sync::Arc;
 use std::time::Duration;

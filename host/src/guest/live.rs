@@ -1,16 +1,15 @@
 //! A handler's guest while records flow: which revision runs, swapping it, and going back.
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use tidemill_core::revisions::{NoRevisionBefore, Revisions};
-use tokio::time::Instant;
+use tidemill_core::revisions::NoRevisionBefore;
 
 use super::check::{self, LoadError, Plan, digest};
 use super::revision::Revision;
+use super::succession::{Runs, Succession};
 use super::{Backends, Called, Engine, Handler};
 use crate::attempt::Attempt;
 use crate::config::manifest::HandlerSpec;
@@ -22,12 +21,7 @@ pub struct LiveHandler {
     engine: Arc<Engine>,
     plan: Plan,
     metrics: Arc<HandlerMetrics>,
-    live: ArcSwap<Revision>,
-    /// When the live revision took over.
-    since: Mutex<Timestamp>,
-    revisions: Mutex<Revisions<Arc<Revision>>>,
-    /// One load at a time.
-    loading: tokio::sync::Mutex<()>,
+    succession: Succession<Revision>,
 }
 
 /// What an operator is shown of a handler's guest.
@@ -79,27 +73,17 @@ impl LiveHandler {
         bytes: Vec<u8>,
     ) -> Result<Self, LoadError> {
         let revision = check::load(engine, &plan, bytes).await?;
-        let mut revisions = Revisions::new();
-        revisions.install(revision.digest(), Arc::clone(&revision));
-        Ok(Self {
-            engine: Arc::clone(engine),
-            plan,
-            metrics,
-            live: ArcSwap::new(revision),
-            since: Mutex::new(Timestamp::now()),
-            revisions: Mutex::new(revisions),
-            loading: tokio::sync::Mutex::default(),
-        })
+        Ok(Self { engine: Arc::clone(engine), plan, metrics, succession: Succession::new(revision) })
     }
 
     /// The digest of the live revision.
     pub fn digest(&self) -> Arc<str> {
-        Arc::clone(self.live.load().digest())
+        self.succession.revision()
     }
 
     /// Whether a file with these bytes should be loaded: it is not live, and nobody went back from it.
     pub fn wants(&self, bytes: &[u8]) -> bool {
-        self.revisions().wants(&digest(bytes))
+        self.succession.revisions().wants(&digest(bytes))
     }
 
     /// Loads another component and lets it take over: calls in hand end on the revision that they began on. A component
@@ -116,56 +100,36 @@ impl LiveHandler {
         bytes: Vec<u8>,
         ready: impl Future<Output = Result<(), E>>,
     ) -> Result<Result<(), E>, LoadError> {
-        let _loading = self.loading.lock().await;
-        if !self.wants(&bytes) {
-            return Ok(Ok(()));
+        let digest = digest(&bytes);
+        let load = check::load(&self.engine, &self.plan, bytes);
+        let swapped = self.succession.swap_when(&digest, load, ready).await?;
+        if matches!(swapped, Ok(true)) {
+            self.metrics.swaps.inc();
         }
-        let revision = check::load(&self.engine, &self.plan, bytes).await?;
-        if let Err(cause) = ready.await {
-            return Ok(Err(cause));
-        }
-        self.revisions().install(revision.digest(), Arc::clone(&revision));
-        self.take_over(revision);
-        self.metrics.swaps.inc();
-        Ok(Ok(()))
+        Ok(swapped.map(|_| ()))
     }
 
     /// Goes back to the revision before and sets the live one aside. Returns the digest that is live now.
     pub async fn roll_back(&self) -> Result<Arc<str>, NoRevisionBefore> {
-        let _loading = self.loading.lock().await;
-        let revision = self.revisions().roll_back()?;
-        let digest = Arc::clone(revision.digest());
-        self.take_over(revision);
+        let digest = self.succession.roll_back().await?;
         self.metrics.rollbacks.inc();
         Ok(digest)
     }
 
     /// What an operator is shown.
     pub fn view(&self) -> View {
-        let live = self.live.load();
-        let revisions = self.revisions();
+        let live = self.succession.live();
+        let revisions = self.succession.revisions();
         let before = revisions.before_revisions();
         View {
             digest: Arc::clone(live.digest()),
-            since: *self.since.lock().unwrap_or_else(PoisonError::into_inner),
+            since: self.succession.since(),
             imports: live.imports().to_vec(),
             in_flight: live.in_flight(),
             idle: live.idle(),
             before: before.map(|old| Before { digest: Arc::clone(old.digest()), in_flight: old.in_flight() }).collect(),
             set_aside: revisions.set_aside().map(str::to_owned),
         }
-    }
-
-    fn take_over(&self, revision: Arc<Revision>) {
-        revision.recall();
-        self.metrics.live(revision.digest());
-        let old = self.live.swap(revision);
-        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Timestamp::now();
-        old.retire();
-    }
-
-    fn revisions(&self) -> MutexGuard<'_, Revisions<Arc<Revision>>> {
-        self.revisions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -175,11 +139,6 @@ impl Handler for LiveHandler {
     }
 
     fn call<'a>(&'a self, attempt: &'a mut Attempt) -> BoxFuture<'a, Called> {
-        Box::pin(async move {
-            let revision = self.live.load_full();
-            let start = Instant::now();
-            let outcomes = revision.call(attempt).await;
-            Called { revision: Arc::clone(revision.digest()), took: start.elapsed(), outcomes }
-        })
+        self.succession.call(attempt)
     }
 }

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::engine::Engine;
 use super::entry::Entry;
 use super::instance::{Instance, Setup, StartError};
+use super::succession::Runs;
 use super::{CallError, Outcome};
 use crate::attempt::Attempt;
 use crate::config::manifest::Isolation;
@@ -43,6 +44,40 @@ impl Drop for InFlight<'_> {
     }
 }
 
+impl Runs for Revision {
+    /// The digest of the component's bytes.
+    fn digest(&self) -> &Arc<str> {
+        &self.setup.revision
+    }
+
+    async fn call(&self, attempt: &mut Attempt) -> Result<Vec<Outcome>, CallError> {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let _in_flight = InFlight(&self.in_flight);
+        let idle = self.idle_instances().pop();
+        let mut instance = match idle {
+            Some(instance) => instance,
+            None => self.start(Instant::now() + attempt.deadline).await.map_err(|error| self.not_started(error))?,
+        };
+        let outcomes = instance.handle(attempt).await?;
+        if self.isolation == Isolation::Reuse {
+            self.keep(instance);
+        }
+        Ok(outcomes)
+    }
+
+    fn takes_over(&self) {
+        self.retired.store(false, Ordering::SeqCst);
+        self.setup.metrics.live(self.digest());
+    }
+
+    /// What is idle goes, and what runs is dropped when it returns.
+    fn retire(&self) {
+        self.retired.store(true, Ordering::SeqCst);
+        let idle = std::mem::take(&mut *self.idle_instances());
+        drop(idle);
+    }
+}
+
 impl Revision {
     pub(super) fn new(
         engine: &Arc<Engine>,
@@ -65,11 +100,6 @@ impl Revision {
         revision
     }
 
-    /// The digest of the component's bytes.
-    pub(super) fn digest(&self) -> &Arc<str> {
-        &self.setup.revision
-    }
-
     pub(super) fn imports(&self) -> &[String] {
         &self.imports
     }
@@ -87,34 +117,6 @@ impl Revision {
             self.keep(instance);
         }
         Ok(())
-    }
-
-    /// Calls the guest with a batch.
-    pub(super) async fn call(&self, attempt: &mut Attempt) -> Result<Vec<Outcome>, CallError> {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let _in_flight = InFlight(&self.in_flight);
-        let idle = self.idle_instances().pop();
-        let mut instance = match idle {
-            Some(instance) => instance,
-            None => self.start(Instant::now() + attempt.deadline).await.map_err(|error| self.not_started(error))?,
-        };
-        let outcomes = instance.handle(attempt).await?;
-        if self.isolation == Isolation::Reuse {
-            self.keep(instance);
-        }
-        Ok(outcomes)
-    }
-
-    /// Another revision takes over: what is idle goes, and what runs is dropped when it returns.
-    pub(super) fn retire(&self) {
-        self.retired.store(true, Ordering::SeqCst);
-        let idle = std::mem::take(&mut *self.idle_instances());
-        drop(idle);
-    }
-
-    /// It is the live one again.
-    pub(super) fn recall(&self) {
-        self.retired.store(false, Ordering::SeqCst);
     }
 
     /// How many instances are idle.
