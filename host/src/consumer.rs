@@ -39,6 +39,7 @@ use crate::guest::Handler;
 use crate::metrics::{HandlerMetrics, Rebalance};
 use crate::settle::Settler;
 use crate::settle::parked::ParkedTopics;
+use crate::sync;
 
 /// How one handler consumes.
 #[derive(Debug, Clone)]

@@ -15,6 +15,7 @@ mod limits;
 pub mod live;
 mod output;
 mod packed;
+mod pool;
 mod revision;
 pub(crate) mod succession;
 
@@ -30,6 +31,7 @@ pub use self::limits::Limits;
 use crate::attempt::Attempt;
 use crate::broker::Outgoing;
 pub use crate::capability::Backends;
+use crate::sync;
 
 /// How the guest says that one record ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod replay;
 pub mod settle;
 pub mod store;
+mod sync;
 pub mod telemetry;
 
 #[global_allocator]

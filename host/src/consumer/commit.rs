@@ -16,6 +16,7 @@ use super::Config;
 use super::progress::Frontier;
 use crate::broker::{CommitError, Consumer};
 use crate::metrics::{CommitResult, HandlerMetrics};
+use crate::sync;
 
 /// Commits for one membership.
 pub(super) struct Committer {

@@ -1,16 +1,16 @@
 //! How far each partition has come: written by its task, read by commits, metrics and the admin.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures_util::future::join_all;
 use tidemill_core::parked::Count;
 use tidemill_core::record::{Offset, TopicPartition};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 
 use super::asked::{self, Choice, NoAnswer, ParkedKey, Question, Standing};
 use super::moving::{MoveError, Moved, Moves};
+use super::sync::{AtomicBool, AtomicI64, AtomicU64, Mutex, Notify, Ordering, PoisonError};
 use crate::settle::Stop;
 
 /// No offset is known yet.

@@ -4,9 +4,11 @@
 
 mod at_most_once;
 mod bounds;
+mod budget;
 mod commits;
 mod database;
 mod drain;
+mod interleavings;
 mod moving;
 mod order;
 mod parked;

@@ -1,7 +1,7 @@
 //! One immutable build of a guest with its configuration, and the instances of it.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tidemill_core::retry::Class;
 use tokio::time::Instant;
@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::engine::Engine;
 use super::entry::Entry;
 use super::instance::{Instance, Setup, StartError};
+use super::pool::Pool;
 use super::succession::Runs;
 use super::{CallError, Outcome};
 use crate::attempt::Attempt;
@@ -22,10 +23,8 @@ pub(super) struct Revision {
     isolation: Isolation,
     /// What the component demands, by the names of its imports.
     imports: Vec<String>,
-    /// Started and not in use; the last used is used first. Empty unless instances are used again.
-    idle: Mutex<Vec<Instance>>,
-    /// Whether another revision has taken over: instances are not kept then.
-    retired: AtomicBool,
+    /// Empty unless instances are used again; closed while another revision is live.
+    pool: Pool<Instance>,
     in_flight: AtomicUsize,
 }
 
@@ -53,8 +52,7 @@ impl Runs for Revision {
     async fn call(&self, attempt: &mut Attempt) -> Result<Vec<Outcome>, CallError> {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let _in_flight = InFlight(&self.in_flight);
-        let idle = self.idle_instances().pop();
-        let mut instance = match idle {
+        let mut instance = match self.pool.take() {
             Some(instance) => instance,
             None => self.start(Instant::now() + attempt.deadline).await.map_err(|error| self.not_started(error))?,
         };
@@ -66,15 +64,13 @@ impl Runs for Revision {
     }
 
     fn takes_over(&self) {
-        self.retired.store(false, Ordering::SeqCst);
+        self.pool.open();
         self.setup.metrics.live(self.digest());
     }
 
     /// What is idle goes, and what runs is dropped when it returns.
     fn retire(&self) {
-        self.retired.store(true, Ordering::SeqCst);
-        let idle = std::mem::take(&mut *self.idle_instances());
-        drop(idle);
+        self.pool.close();
     }
 }
 
@@ -92,8 +88,7 @@ impl Revision {
             setup: Arc::new(setup),
             isolation,
             imports,
-            idle: Mutex::default(),
-            retired: AtomicBool::new(false),
+            pool: Pool::new(),
             in_flight: AtomicUsize::new(0),
         });
         engine.register(&revision);
@@ -121,23 +116,17 @@ impl Revision {
 
     /// How many instances are idle.
     pub(super) fn idle(&self) -> usize {
-        self.idle_instances().len()
+        self.pool.len()
     }
 
     /// Gives the room of one idle instance to another guest: that of the one idle for longest.
     pub(super) fn drop_an_idle_instance(&self) {
-        let mut idle = self.idle_instances();
-        let oldest = if idle.is_empty() { None } else { Some(idle.remove(0)) };
-        drop(idle);
-        drop(oldest);
+        self.pool.drop_oldest();
     }
 
     /// Drops the instances that nobody has used for long.
     pub(super) fn sweep(&self) {
-        let mut idle = self.idle_instances();
-        let stale: Vec<Instance> = idle.extract_if(.., |instance| instance.is_stale()).collect();
-        drop(idle);
-        drop(stale);
+        self.pool.drop_if(Instance::is_stale);
     }
 
     async fn start(&self, deadline: Instant) -> Result<Instance, StartError> {
@@ -162,20 +151,9 @@ impl Revision {
     }
 
     fn keep(&self, mut instance: Instance) {
-        if instance.is_spent() {
-            return;
+        if !instance.is_spent() {
+            instance.rest();
+            self.pool.keep(instance);
         }
-        instance.rest();
-        let mut idle = self.idle_instances();
-        // Looked at under the lock: `retire` empties what was kept before, and nothing is kept after.
-        if self.retired.load(Ordering::SeqCst) {
-            drop(idle);
-            return;
-        }
-        idle.push(instance);
-    }
-
-    fn idle_instances(&self) -> MutexGuard<'_, Vec<Instance>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

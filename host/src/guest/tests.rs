@@ -1,6 +1,7 @@
 //! Guests that keep to the contract and guests that break it, called through the seam.
 
 mod calls;
+mod interleavings;
 mod loads;
 pub(crate) mod odd;
 mod sdk;

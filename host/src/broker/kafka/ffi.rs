@@ -14,8 +14,11 @@ use rdkafka::bindings as rd;
 use rdkafka::config::{NativeClientConfig, RDKafkaLogLevel};
 use rdkafka::types::{RDKafka, RDKafkaErrorCode as Code};
 use tidemill_core::record::{Offset, TopicPartition};
-use tokio::sync::Notify;
 
+use crate::sync::{self, Notify};
+
+#[cfg(test)]
+mod interleavings;
 mod message;
 mod produce;
 pub(super) mod transaction;

@@ -1,15 +1,14 @@
 //! Between a partition's task and the transactor of its handler: what settled records leave to be produced, until it is
 //! committed. Like [`Progress`] it is read and not sent: an outbox that is not reachable any more can't be committed.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tidemill_core::partition::Bounds;
 use tidemill_core::record::Offset;
 use tidemill_core::transaction::{Entry, Filling, Item, Load, Outbox as Decisions, Weight};
-use tokio::sync::Notify;
 
+use super::sync::{AtomicBool, Mutex, MutexGuard, Notify, Ordering, PoisonError};
 use crate::broker::Outgoing;
 use crate::consumer::Progress;
 use crate::settle::Produced;

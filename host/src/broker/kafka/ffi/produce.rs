@@ -2,14 +2,13 @@
 
 use std::ffi::CString;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use rdkafka::bindings as rd;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tidemill_core::record::Offset;
-use tokio::sync::Notify;
 
+use super::sync::{AtomicBool, AtomicPtr, AtomicUsize, Notify, Ordering};
 use super::{Event, Native, Queue};
 use crate::broker::{Header, Outgoing};
 
