@@ -121,6 +121,9 @@ struct Assigned {
 
 /// Waits before a consumer that failed is made again.
 const REJOIN_DELAY: Duration = Duration::from_secs(2);
+/// What is kept of the drain deadline, a quarter of it at most, to commit, give partitions back and read on in those that stay: these
+/// stand still meanwhile, since librdkafka stops all of a member's partitions until a rebalance is answered.
+const GIVE_BACK_TIME: Duration = Duration::from_millis(200);
 /// How long a last commit may take before its partitions are given back without it.
 const LAST_COMMIT_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -380,7 +383,8 @@ impl<B: Broker> Group<B> {
         for assigned in &leaving {
             assigned.revoked.cancel();
         }
-        let deadline = started + self.config.drain_deadline;
+        let drain_deadline = self.config.drain_deadline;
+        let deadline = started + (drain_deadline - GIVE_BACK_TIME.min(drain_deadline / 4));
         let all = leaving.iter().chain(self.assigned.values()).map(|assigned| Arc::clone(&assigned.progress));
         let all: Vec<Arc<Progress>> = all.collect();
         for assigned in &mut leaving {
