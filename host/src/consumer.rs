@@ -61,8 +61,15 @@ pub struct Config {
     pub commit_interval: Duration,
     /// The bounds of a transaction, where the guarantee is one on Kafka.
     pub transaction: Limits,
-    /// How long calls in hand may take when a partition is revoked or the handler stops.
+    /// How long it may take to give a partition back, or to stop, calls in hand included.
     pub drain_deadline: Duration,
+}
+
+impl Config {
+    /// How long calls in hand may go on: the rest of the drain deadline is for giving back.
+    fn drain_time(&self) -> Duration {
+        self.drain_deadline - GIVE_BACK_TIME.min(self.drain_deadline / 4)
+    }
 }
 
 /// Consumes for one handler until it is told to stop.
@@ -383,8 +390,7 @@ impl<B: Broker> Group<B> {
         for assigned in &leaving {
             assigned.revoked.cancel();
         }
-        let drain_deadline = self.config.drain_deadline;
-        let deadline = started + (drain_deadline - GIVE_BACK_TIME.min(drain_deadline / 4));
+        let deadline = started + self.config.drain_time();
         let all = leaving.iter().chain(self.assigned.values()).map(|assigned| Arc::clone(&assigned.progress));
         let all: Vec<Arc<Progress>> = all.collect();
         for assigned in &mut leaving {
