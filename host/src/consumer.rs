@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use self::asked::{Choice, NoAnswer, ParkedKey, Standing};
+pub use self::asked::{Choice, NoAnswer, ParkedKey, ParkedKeys, Standing};
 pub use self::budget::Budget;
 use self::commit::Committer;
 pub use self::commit::database::OffsetStore;

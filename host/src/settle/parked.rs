@@ -75,12 +75,12 @@ pub struct Why {
 }
 
 impl Why {
-    /// The same of a failure just now.
+    /// The same of a failure just now, as it is written too.
     pub(crate) fn of(stop: &Stop) -> Self {
         Self {
             class: stop.class.name().to_owned(),
-            code: stop.reason.code.clone(),
-            detail: stop.reason.detail.clone(),
+            code: truncated(&stop.reason.code, CODE_BYTES_MAX),
+            detail: truncated(&stop.reason.detail, MESSAGE_BYTES_MAX),
             revision: Arc::clone(&stop.revision),
             since: jiff::Timestamp::now().to_string(),
         }

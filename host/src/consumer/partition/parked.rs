@@ -4,6 +4,7 @@
 //! in commits. A key is let go of only when nothing of it is parked, on its way there, or in a call here.
 
 mod driving;
+mod shown;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,8 +27,6 @@ const PAGE_RECORDS: usize = 100;
 const READ_AGAIN_DELAY: Duration = Duration::from_secs(1);
 /// How often it is told that there is no room to park.
 const FULL_INTERVAL: Duration = Duration::from_secs(60);
-/// Keys that are shown of a partition.
-const SHOWN_MAX: usize = 1000;
 
 /// What one assignment knows of its parked records.
 pub(super) struct Keys {

@@ -16,7 +16,7 @@ fn is_it(_: &TopicPartition) -> bool {
 impl Member {
     async fn parked(&self) -> Vec<(Option<Vec<u8>>, usize)> {
         let answers = self.membership.parked(is_it).await;
-        let keys = answers.into_iter().flat_map(|(_, keys)| keys.expect("the task answers"));
+        let keys = answers.into_iter().flat_map(|(_, parked)| parked.expect("the task answers").keys);
         keys.map(|of| (of.key, of.records)).collect()
     }
 

@@ -11,9 +11,10 @@ use tidemill_core::record::Offset;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::{FULL_INTERVAL, Page, READ_AGAIN_DELAY, SHOWN_MAX, key_of};
+use super::shown::shown;
+use super::{FULL_INTERVAL, Page, READ_AGAIN_DELAY, key_of};
 use crate::broker::Reader;
-use crate::consumer::asked::{Choice, ParkedKey};
+use crate::consumer::asked::{Choice, ParkedKeys};
 use crate::consumer::partition::{Ended, Task};
 use crate::settle::parked::{ToPark, Why, source_of};
 use crate::settle::{Settlement, Stop};
@@ -263,16 +264,8 @@ impl<R: Reader> Task<R> {
         keys.index.try_again(|key, _| chosen(key))
     }
 
-    /// The parked keys, at most so many.
-    pub(in crate::consumer::partition) fn parked_keys(&self) -> Vec<ParkedKey> {
-        let shown = self.parked.iter().flat_map(|keys| keys.index.keys()).take(SHOWN_MAX);
-        let shown = shown.map(|(key, of)| ParkedKey {
-            key: key.as_deref().map(<[u8]>::to_vec),
-            records: of.records(),
-            first_offset: of.first().map(|first| first.offset),
-            is_tried: of.is_tried(),
-            why: of.why().cloned(),
-        });
-        shown.collect()
+    /// The parked keys, as many as are shown.
+    pub(in crate::consumer::partition) fn shown_parked(&self) -> ParkedKeys {
+        self.parked.as_ref().map(|keys| shown(&keys.index)).unwrap_or_default()
     }
 }
