@@ -21,8 +21,10 @@ use crate::consumer::{Config, Parking};
 use crate::settle::Stop;
 use crate::settle::parked::{Entry, Why, restored};
 
-/// Records of the parked topic that are read at once.
-const PAGE_RECORDS: usize = 100;
+/// Records of the parked topic that are read at once, when all of it is read. The broker bounds their bytes.
+const LOAD_RECORDS: usize = 10_000;
+/// The same of what is tried again.
+const PAGE_RECORDS: usize = 1000;
 /// Waits before the parked topic is read again when that failed.
 const READ_AGAIN_DELAY: Duration = Duration::from_secs(1);
 /// How often it is told that there is no room to park.
@@ -113,7 +115,7 @@ impl Keys {
         };
         let mut next = 0;
         while next <= notice {
-            let read = admin.read(&self.place.topic, self.place.partition, next, PAGE_RECORDS).await;
+            let read = admin.read(&self.place.topic, self.place.partition, next, LOAD_RECORDS).await;
             let chunk = read.map_err(|error| error.to_string())?;
             let Some(last) = chunk.records().next_back() else {
                 return Err("it ends before the notice that was just written".to_owned());
