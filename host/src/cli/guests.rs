@@ -426,6 +426,13 @@ mod tests {
     }
 
     #[test]
+    fn a_command_for_one_host_names_those_that_are_too_many() {
+        let hosts = HostArgs { admin: vec!["http://a".to_owned(), "http://b".to_owned()], token_env: None };
+        let refused = hosts.client().map(|_| ()).expect_err("there are two").to_string();
+        assert!(refused.contains("`http://a,http://b` are several hosts"), "{refused}");
+    }
+
+    #[test]
     fn a_handlers_name_stays_one_segment() {
         assert_eq!(escaped("orders-2"), "orders-2");
         assert_eq!(escaped("a/b é"), "a%2Fb%20%C3%A9");

@@ -156,6 +156,42 @@ fn a_command_reaches_the_hosts_that_are_named_and_says_which_partitions_it_did_n
     Ok(())
 }
 
+#[test]
+fn what_is_parked_stays_when_its_group_is_moved_and_what_is_read_again_goes_behind_it() -> Result<()> {
+    let _machine = servers::in_company();
+    let stage = Stage::new()?;
+    stage.send(&[("k", "k1"), ("a", "a1"), ("k", "poison"), ("k", "k3")])?;
+    let host = stage.host()?;
+    stage.wait_until_committed(4)?;
+    let parked = |records: f64| {
+        wait::until(&format!("{records} parked records"), DEADLINE, || {
+            Ok((host.metrics()?.sum("tidemill_settle_parked_records", &[]) == records).then_some(()))
+        })
+    };
+    parked(2.0)?;
+    // Back: the first of the key comes again, behind what is parked; what is parked comes again too, behind that.
+    host.ask(&["offsets", "reset", "h", "--to", "earliest"])?;
+    stage.wait_until_forwarded(3)?;
+    stage.wait_until_committed(4)?;
+    parked(5.0)?;
+    // Ahead: what lies between is skipped, and nothing that is parked.
+    host.ask(&["pause", "h"])?;
+    stage.send(&[("k", "never"), ("a", "never")])?;
+    host.ask(&["offsets", "reset", "h", "--to", "latest"])?;
+    host.ask(&["resume", "h"])?;
+    stage.send(&[("k", "k4"), ("a", "a2")])?;
+    stage.wait_until_committed(8)?;
+    parked(6.0)?;
+
+    host.swap("h", "identity")?;
+    stage.wait_until_forwarded(10)?;
+    parked(0.0)?;
+    let expected = ["k1", "poison", "k3", "k1", "poison", "k3", "k4"];
+    assert_eq!(stage.forwarded_of("k")?, expected, "in order, and in order once more");
+    assert_eq!(stage.forwarded_of("a")?, ["a1", "a1", "a2"]);
+    Ok(())
+}
+
 /// A topic whose records with the value `poison` the handler `h` refuses; it forwards the others.
 struct Stage {
     bootstrap: String,

@@ -142,8 +142,8 @@ impl Keys {
 
     fn take_in(&mut self, record: &Record) {
         match Entry::of(record) {
-            Entry::Parked { owner, source, why } => {
-                self.index.parked(record.offset(), key_of(record), source, owner, why);
+            Entry::Parked(written) => {
+                self.index.parked(key_of(record), written);
             }
             Entry::Receipt(handled) => self.index.settled_all(&handled),
             Entry::Notice(owner) => self.index.owned_by(owner),

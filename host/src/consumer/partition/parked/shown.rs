@@ -43,7 +43,7 @@ fn size(ParkedKey { key, why, .. }: &ParkedKey) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use tidemill_core::parked::Source;
+    use tidemill_core::parked::{Source, Written};
 
     use super::*;
 
@@ -52,7 +52,8 @@ mod tests {
         for at in 0..keys as i64 {
             let mut key = at.to_string().into_bytes();
             key.resize(key_bytes, b'.');
-            index.parked(at, Some(key.into()), Source { offset: at, millis: 0 }, "me".into(), None);
+            let source = Source { offset: at, millis: 0 };
+            index.parked(Some(key.into()), Written { at, source, behind: None, owner: "me".into(), why: None });
         }
         let answer = shown(&index);
         assert_eq!((answer.keys.len(), answer.more), (shows, keys - shows), "{keys} keys of {key_bytes} bytes");
