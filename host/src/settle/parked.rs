@@ -23,6 +23,7 @@ use super::dead_letter::{DELAY_MAX, DELAY_MIN, STALLED_INTERVAL};
 use super::letter::Size;
 use super::told::Told;
 use crate::broker::{Outgoing, Position, Producer, SendError, WhenFull};
+use crate::fault::Fault;
 
 /// A record that is to be parked, and why, if it is the one that failed.
 #[derive(Debug)]
@@ -93,6 +94,9 @@ impl ParkedTopics {
         records: &[ToPark],
         revoked: &CancellationToken,
     ) -> Vec<Option<Offset>> {
+        if Fault::ParkedNotAwaited.is_on() {
+            return records.iter().map(|to_park| Some(to_park.record.record.offset())).collect();
+        }
         let place = self.place_of(from);
         let mut places = vec![None; records.len()];
         let mut open: Vec<(usize, Size)> = (0..records.len()).map(|index| (index, Size::Whole)).collect();
