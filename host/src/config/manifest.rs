@@ -308,7 +308,7 @@ fn bounds(manifest: &Manifest, concurrency: usize) -> Bounds {
         calls_max: concurrency.max(records_max / call_records_max.max(1)),
         records_max,
         bytes_max: manifest.buffer.bytes_max.map_or(16 << 20, |size| size.0),
-        span_max: manifest.buffer.span_max.unwrap_or(10_000),
+        span_max: manifest.buffer.span_max.unwrap_or_else(|| guarantee::span_max(manifest)),
     }
 }
 
@@ -570,6 +570,18 @@ mod tests {
                 handler.toml: `grants.produce` holds `a`, which this handler also reads: its outputs would go round for ever; name another topic
             "#]],
         );
+    }
+
+    #[test]
+    fn a_partition_runs_further_ahead_of_kafka_transactions_unless_the_operator_bounds_it() {
+        let folder = folder_with(&["h.wasm"]);
+        let span = |more: &str| {
+            let manifest = format!("topics = [\"t\"]\n{more}");
+            HandlerSpec::parse("h", folder.path(), &manifest).expect("valid").consumer.bounds.span_max
+        };
+        assert_eq!(span(""), 10_000);
+        assert_eq!(span("delivery = \"exactly-once\""), 100_000);
+        assert_eq!(span("delivery = \"exactly-once\"\nbuffer.span_max = 7"), 7);
     }
 
     #[test]
