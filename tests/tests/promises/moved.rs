@@ -188,7 +188,12 @@ fn a_handler_that_counts_in_a_database_is_moved_by_its_rows() -> Result<()> {
         })
     };
     booked(RECORDS)?;
+    // While it starts no calls, nothing else than the reset writes the rows.
+    host.ask(&["pause", &scenario.handler])?;
     host.ask(&["offsets", "reset", &scenario.handler, "--to", "earliest"])?;
+    let shown = show(&host, &scenario.handler)?;
+    ensure!(shown.iter().all(|of| of["in_database"] == 0 && of["lag"] == of["end"]), "{shown:?}");
+    host.ask(&["resume", &scenario.handler])?;
     booked(2 * RECORDS)?;
     scenario.wait_until_committed(DEADLINE)?;
     assert_eq!(host.terminate(DEADLINE)?.code, Some(0));
