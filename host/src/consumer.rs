@@ -301,9 +301,15 @@ impl<B: Broker> Group<B> {
         partitions: &[TopicPartition],
         stop: &CancellationToken,
     ) -> Result<(), String> {
+        let free = async {
+            if let Some(transactor) = &self.transactor {
+                transactor.past(partitions).await;
+            }
+            self.take_over(partitions).await
+        };
         let TakenOver { owners, places } = tokio::select! {
             biased;
-            taken = self.take_over(partitions) => taken?,
+            taken = free => taken?,
             () = stop.cancelled() => return Err("the handler stops while partitions are assigned".to_owned()),
         };
         let readers = consumer.start(partitions, &places).await.map_err(|error| error.to_string())?;

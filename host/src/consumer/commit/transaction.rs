@@ -64,6 +64,8 @@ struct State<M> {
     member: Option<M>,
     /// The outboxes of current assignments.
     outboxes: BTreeMap<TopicPartition, Arc<Outbox>>,
+    /// The last one of each partition that was given up. The open transaction may have something of it.
+    given_up: BTreeMap<TopicPartition, Arc<Outbox>>,
 }
 
 impl<M> Shared<M> {
@@ -76,7 +78,7 @@ impl<B: Broker> Transactor<B> {
     /// Starts it; its producer takes over its id meanwhile.
     pub(in crate::consumer) fn start(broker: B, group: &str, limits: Limits, parts: Arc<Parts>) -> Self {
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { member: None, outboxes: BTreeMap::new() }),
+            state: Mutex::new(State { member: None, outboxes: BTreeMap::new(), given_up: BTreeMap::new() }),
             filled: Arc::default(),
             ended: Notify::new(),
             hurrying: AtomicUsize::new(0),
@@ -136,7 +138,28 @@ impl<B: Broker> Transactor<B> {
         for from in partitions {
             if let Some(outbox) = state.outboxes.remove(from) {
                 outbox.give_up();
+                state.given_up.insert(from.clone(), outbox);
             }
+        }
+    }
+
+    /// Waits until no transaction is open any more that has something of an earlier assignment of these partitions. A member
+    /// that has got them again could commit it, behind what the new assignment has found committed and begins at.
+    pub(in crate::consumer) async fn past(&self, partitions: &[TopicPartition]) {
+        let _hurry = Hurry::new(&self.shared.hurrying);
+        self.shared.filled.notify_one();
+        loop {
+            let mut ended = pin!(self.shared.ended.notified());
+            ended.as_mut().enable();
+            let is_past = {
+                let given_up = &mut self.shared.state().given_up;
+                given_up.retain(|_, outbox| outbox.has_entered());
+                !partitions.iter().any(|from| given_up.contains_key(from))
+            };
+            if is_past {
+                return;
+            }
+            ended.await;
         }
     }
 

@@ -29,11 +29,12 @@ mod world;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidemill_core::transaction::Limits;
 use tokio::runtime::Builder;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use self::hosts::Hosts;
-use self::story::{HORIZON, Mode, Plan};
+use self::story::{Act, HORIZON, Mode, Plan, Rates};
 use self::trace::{Entry, fingerprint};
 use self::world::World;
 #[cfg(feature = "fault-injection")]
@@ -63,6 +64,20 @@ fn stories_exactly_once_on_kafka_show_each_output_once() {
 #[test]
 fn stories_exactly_once_in_a_database_book_each_record_once() {
     play_all(Mode::Database);
+}
+
+/// A host that was cut off while its transaction was on its way gets its partitions again: the transaction is over, one way
+/// or the other, before it finds out where they begin.
+#[test]
+fn stories_of_hosts_that_come_back_commit_nothing_behind_what_was_read() {
+    let millis = Duration::from_millis;
+    let acts = [(millis(0), Act::Start(0)), (millis(1000), Act::Write(0, 4)), (millis(1100), Act::Cut(0, 7500))];
+    for seed in 0..50 {
+        let transaction = Limits { interval: millis(150), records_max: 30, bytes_max: usize::MAX / 2 };
+        let plan = Plan::new(seed, Mode::Kafka);
+        let plan = Plan { hosts: 1, rates: Rates::default(), transaction, acts: acts.to_vec(), ..plan };
+        told(&plan).unwrap_or_else(|broken| panic!("seed {seed}: {broken}"));
+    }
 }
 
 #[test]
