@@ -27,13 +27,21 @@ struct Way {
     share: u64,
 }
 
-const WAYS: [Way; 9] = [
+const WAYS: [Way; 11] = [
     Way { contender: "native", label: "native", batch: 1, isolation: "", new_values: false, share: 1 },
     Way { contender: "native", label: "native again (A/A)", batch: 1, isolation: "", new_values: false, share: 1 },
     Way {
         contender: "tidemill",
         label: "reuse, batch 100",
         batch: 100,
+        isolation: "reuse",
+        new_values: false,
+        share: 1,
+    },
+    Way {
+        contender: "tidemill",
+        label: "reuse, batch 1000",
+        batch: 1000,
         isolation: "reuse",
         new_values: false,
         share: 1,
@@ -65,6 +73,14 @@ const WAYS: [Way; 9] = [
         share: 1,
     },
     Way {
+        contender: "tidemill-transactions",
+        label: "exactly once, batch 1000",
+        batch: 1000,
+        isolation: "reuse",
+        new_values: false,
+        share: 1,
+    },
+    Way {
         contender: "kafka-streams",
         label: "Kafka Streams, exactly_once_v2",
         batch: 1,
@@ -81,7 +97,7 @@ pub(crate) fn dispatch(exactly_once: bool, quick: bool, json: Option<&Path>) -> 
     let bootstrap = kafka.bootstrap();
     let rounds = if quick { 2 } else { 5 };
     let sizes: [(usize, u64); 2] =
-        if quick { [(100, 800_000), (1024, 300_000)] } else { [(100, 1_500_000), (1024, 400_000)] };
+        if quick { [(100, 1_500_000), (1024, 400_000)] } else { [(100, 3_000_000), (1024, 800_000)] };
     let mut lines = Vec::new();
     for (record_bytes, records) in sizes {
         let input = format!("in-{record_bytes}");

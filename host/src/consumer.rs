@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use self::asked::{Choice, NoAnswer, ParkedKey, Standing};
+pub use self::asked::{Choice, NoAnswer, ParkedKey, ParkedKeys, Standing};
 pub use self::budget::Budget;
 use self::commit::Committer;
 pub use self::commit::database::OffsetStore;
@@ -62,8 +62,15 @@ pub struct Config {
     pub commit_interval: Duration,
     /// The bounds of a transaction, where the guarantee is one on Kafka.
     pub transaction: Limits,
-    /// How long calls in hand may take when a partition is revoked or the handler stops.
+    /// How long it may take to give a partition back, or to stop, calls in hand included.
     pub drain_deadline: Duration,
+}
+
+impl Config {
+    /// How long calls in hand may go on while other partitions wait: the rest of the drain deadline is for giving back.
+    fn drain_time(&self) -> Duration {
+        self.drain_deadline - GIVE_BACK_TIME.min(self.drain_deadline / 4)
+    }
 }
 
 /// Consumes for one handler until it is told to stop.
@@ -122,6 +129,9 @@ struct Assigned {
 
 /// Waits before a consumer that failed is made again.
 const REJOIN_DELAY: Duration = Duration::from_secs(2);
+/// What is kept of the drain deadline, a quarter of it at most, to commit, give partitions back and read on in those that stay: these
+/// stand still meanwhile, since librdkafka stops all of a member's partitions until a rebalance is answered.
+const GIVE_BACK_TIME: Duration = Duration::from_millis(200);
 /// How long a last commit may take before its partitions are given back without it.
 const LAST_COMMIT_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -387,7 +397,8 @@ impl<B: Broker> Group<B> {
         for assigned in &leaving {
             assigned.revoked.cancel();
         }
-        let deadline = started + self.config.drain_deadline;
+        let others_stay = !self.assigned.is_empty();
+        let deadline = started + if others_stay { self.config.drain_time() } else { self.config.drain_deadline };
         let all = leaving.iter().chain(self.assigned.values()).map(|assigned| Arc::clone(&assigned.progress));
         let all: Vec<Arc<Progress>> = all.collect();
         for assigned in &mut leaving {

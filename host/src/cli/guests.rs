@@ -33,13 +33,20 @@ pub struct HandlerArgs {
     handler: String,
 }
 
-/// Where the running host is.
+/// Where the running host is, or several are.
 #[derive(Debug, clap::Args)]
 pub struct HostArgs {
-    /// The host's admin address.
-    #[arg(long, global = true, env = "TIDEMILL_ADMIN", value_name = "URL", default_value = "http://127.0.0.1:9090")]
-    admin: String,
-    /// The environment variable that holds the host's admin token.
+    /// The host's admin address. `where`, `park list` and `unpark` take those of several hosts: `URL,URL`.
+    #[arg(
+        long,
+        global = true,
+        env = "TIDEMILL_ADMIN",
+        value_name = "URL",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:9090"
+    )]
+    admin: Vec<String>,
+    /// The environment variable that holds the host's admin token; several hosts have the same.
     #[arg(long, global = true, value_name = "NAME")]
     token_env: Option<String>,
 }
@@ -94,6 +101,12 @@ pub enum ClientError {
         /// What it said.
         what: String,
     },
+    /// Several hosts are named where one is meant.
+    #[error("`{0}` are several hosts, and this command asks one; name it with --admin URL")]
+    OneHost(String),
+    /// Some hosts, or some partitions, did not answer.
+    #[error("{0}")]
+    NotAll(String),
     /// The host says no.
     #[error("{0}")]
     Refused(String),
@@ -109,9 +122,15 @@ pub fn run(args: Args) -> Result<(), ClientError> {
         Command::List { json: false } => table(&client.list()?),
         Command::List { json: true } => json(&client.list()?),
         Command::Rollback { handler } => {
-            let RolledBack { revision, set_aside } = client.roll_back(&handler)?;
-            let aside = set_aside.map(|digest| format!("; {} is set aside until another file comes", short(&digest)));
-            format!("{handler}: {} is live again{}", short(&revision), aside.unwrap_or_default())
+            let RolledBack { revision, set_aside, not_kept } = client.roll_back(&handler)?;
+            let (live, aside) = (short(&revision), short(&set_aside));
+            let kept = match not_kept {
+                None => ", also after a restart".to_owned(),
+                Some(error) => {
+                    format!(", but not after a restart: the host's folder `state` can't be written ({error})")
+                }
+            };
+            format!("{handler}: {live} is live again; {aside} is set aside until another file comes{kept}")
         }
     };
     Ok(super::say(&text)?)
@@ -130,13 +149,46 @@ pub fn pause(args: HandlerArgs, paused: bool) -> Result<(), ClientError> {
 
 impl HostArgs {
     pub(super) fn new(admin: String, token_env: Option<String>) -> Self {
-        Self { admin, token_env }
+        Self { admin: vec![admin], token_env }
     }
 
+    /// The one host that is named.
     pub(super) fn client(self) -> Result<Client, ClientError> {
-        let token =
-            self.token_env.map(|name| std::env::var(&name).map_err(|_| ClientError::TokenNotSet(name))).transpose()?;
-        Ok(Client::new(&self.admin, token))
+        let token = self.token()?;
+        match &self.admin[..] {
+            [url] => Ok(Client::new(url, token)),
+            several => Err(ClientError::OneHost(several.join(","))),
+        }
+    }
+
+    /// Asks each host that is named and joins their answers. Why some have none is told apart; when all have none it is the
+    /// first one's error.
+    pub(super) fn ask<T>(
+        self,
+        question: impl Fn(&Client) -> Result<T, ClientError>,
+        join: impl Fn(T, T) -> T,
+    ) -> Result<(T, Vec<ClientError>), ClientError> {
+        let token = self.token()?;
+        let (mut joined, mut failed) = (None, Vec::new());
+        for url in &self.admin {
+            match (question(&Client::new(url, token.clone())), joined.take()) {
+                (Ok(answer), Some(before)) => joined = Some(join(before, answer)),
+                (Ok(answer), None) => joined = Some(answer),
+                (Err(error), before) => {
+                    failed.push(error);
+                    joined = before;
+                }
+            }
+        }
+        match joined {
+            Some(joined) => Ok((joined, failed)),
+            None => Err(failed.into_iter().next().expect("there is a default address")),
+        }
+    }
+
+    fn token(&self) -> Result<Option<String>, ClientError> {
+        let read = |name: &String| std::env::var(name).map_err(|_| ClientError::TokenNotSet(name.clone()));
+        self.token_env.as_ref().map(read).transpose()
     }
 }
 
@@ -178,7 +230,7 @@ impl Client {
     }
 
     /// A handler's parked keys.
-    pub fn parked(&self, handler: &str) -> Result<Vec<ParkedView>, ClientError> {
+    pub fn parked(&self, handler: &str) -> Result<ParkedView, ClientError> {
         let request = self.http.get(format!("{}/handlers/{}/parked", self.url, escaped(handler)));
         self.answer(self.with_token(request).call())
     }
@@ -300,9 +352,8 @@ fn notes(handler: &HandlerView) -> Vec<String> {
             ));
         }
     }
-    if let Some(digest) = &handler.set_aside {
-        notes.push(format!("{} was rolled back from and is set aside", short(digest)));
-    }
+    let aside = handler.set_aside.iter().rev();
+    notes.extend(aside.map(|digest| format!("{} was rolled back from and is set aside", short(digest))));
     if !handler.previous.is_empty() {
         let digests: Vec<&str> = handler.previous.iter().map(|digest| short(digest)).collect();
         notes.push(format!("can go back to {}", digests.join(", ")));
@@ -331,7 +382,7 @@ mod tests {
             revision: None,
             since: None,
             previous: Vec::new(),
-            set_aside: None,
+            set_aside: Vec::new(),
             partitions: Vec::new(),
             lag_records: None,
             in_flight_records: 0,
@@ -344,7 +395,7 @@ mod tests {
             revision: Some("0123456789abcdef".to_owned()),
             since: Some("2026-01-01T00:00:00Z".to_owned()),
             previous: vec!["aaaaaaaaaaaaaaaa".to_owned(), "bbbbbbbbbbbbbbbb".to_owned()],
-            set_aside: Some("cccccccccccccccc".to_owned()),
+            set_aside: vec!["cccccccccccccccc".to_owned()],
             lag_records: Some(12),
             in_flight_records: 3,
             ..handler("orders", HandlerState::Running)
@@ -377,6 +428,13 @@ mod tests {
               one
               two"#]]
         .assert_eq(&table(&[orders, audit]));
+    }
+
+    #[test]
+    fn a_command_for_one_host_names_those_that_are_too_many() {
+        let hosts = HostArgs { admin: vec!["http://a".to_owned(), "http://b".to_owned()], token_env: None };
+        let refused = hosts.client().map(|_| ()).expect_err("there are two").to_string();
+        assert!(refused.contains("`http://a,http://b` are several hosts"), "{refused}");
     }
 
     #[test]

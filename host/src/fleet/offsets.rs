@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tidemill_core::record::{Offset, TopicPartition};
 
 use super::Running;
-use crate::broker::{Admin, NotFound, Point, Selection};
+use crate::broker::{Admin, BrokerError, NotFound, Point, Selection, TopicInfo};
 use crate::consumer::{MoveError, Moved};
 
 /// What is to begin where.
@@ -25,7 +25,7 @@ pub struct Where {
     /// The partitions that begin elsewhere.
     pub moved: Vec<Moved>,
     /// Those that are another member's, and whose, as far as that is known.
-    pub elsewhere: Vec<(TopicPartition, Option<String>)>,
+    pub elsewhere: Elsewhere,
 }
 
 /// Why nothing was reset.
@@ -43,16 +43,16 @@ pub enum ResetError {
 }
 
 impl Reset {
-    /// The place in each partition, within what is kept of it.
+    /// The place in each partition of the topics that were found, within what is kept of it.
     pub async fn places(
         &self,
         admin: &dyn Admin,
-        topics: &[String],
-    ) -> Result<BTreeMap<TopicPartition, Offset>, NotFound> {
+        found: &[TopicInfo],
+    ) -> Result<BTreeMap<TopicPartition, Offset>, BrokerError> {
         let mut places = BTreeMap::new();
-        for topic in self.which.find(admin, topics).await? {
-            let found = self.to.find(admin, &topic.name, &topic.partitions).await?;
-            for (info, offset) in topic.partitions.iter().zip(found) {
+        for topic in found {
+            let offsets = self.to.find(admin, &topic.name, &topic.partitions).await?;
+            for (info, offset) in topic.partitions.iter().zip(offsets) {
                 let of = TopicPartition::new(topic.name.as_str(), info.partition);
                 places.insert(of, offset.clamp(info.start, info.end));
             }
@@ -65,7 +65,8 @@ impl Reset {
 pub async fn reset(running: &Running, reset: &Reset) -> Result<Where, ResetError> {
     let admin = running.admin.as_deref().ok_or(ResetError::NoAdmin)?;
     let subscription = &running.spec.consumer.subscription;
-    let places = reset.places(admin, &subscription.topics).await?;
+    let found = reset.which.find(admin, &subscription.topics).await?;
+    let places = reset.places(admin, &found).await.map_err(NotFound::from)?;
     let moved = if reset.dry_run {
         let here = running.membership.partitions();
         let stands = here.iter().filter_map(|view| Some((view, *places.get(&view.from)?)));
@@ -75,11 +76,18 @@ pub async fn reset(running: &Running, reset: &Reset) -> Result<Where, ResetError
     };
     let left = places.into_keys().filter(|of| !moved.iter().any(|moved| moved.of == *of));
     let left: Vec<TopicPartition> = left.collect();
+    Ok(Where { moved, elsewhere: whose(admin, &subscription.group, left).await })
+}
+
+/// Partitions that others hold, and whose they are, as far as that is known.
+pub type Elsewhere = Vec<(TopicPartition, Option<String>)>;
+
+/// Whose these partitions are.
+pub(super) async fn whose(admin: &dyn Admin, group: &str, left: Vec<TopicPartition>) -> Elsewhere {
     // Only for words: whoever can't say it leaves it open.
     let mut owners = match left[..] {
         [] => BTreeMap::new(),
-        _ => admin.owners(&subscription.group).await.unwrap_or_default(),
+        _ => admin.owners(group).await.unwrap_or_default(),
     };
-    let elsewhere = left.into_iter().map(|of| (of.clone(), owners.remove(&of))).collect();
-    Ok(Where { moved, elsewhere })
+    left.into_iter().map(|of| (of.clone(), owners.remove(&of))).collect()
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use tidemill_core::revisions::NoRevisionBefore;
+use tidemill_core::revisions::{NoRevisionBefore, Revisions, Rollback};
 
 use super::check::{self, LoadError, Plan, digest};
 use super::revision::Revision;
@@ -39,8 +39,8 @@ pub struct View {
     pub idle: usize,
     /// The revisions to go back to, the nearest first.
     pub before: Vec<Before>,
-    /// The digest that an operator went back from: that file is not loaded again by itself.
-    pub set_aside: Option<String>,
+    /// The digests that an operator went back from, the last one last: those files are not loaded again by themselves.
+    pub set_aside: Vec<String>,
 }
 
 /// An earlier revision.
@@ -73,7 +73,24 @@ impl LiveHandler {
         bytes: Vec<u8>,
     ) -> Result<Self, LoadError> {
         let revision = check::load(engine, &plan, bytes).await?;
-        Ok(Self { engine: Arc::clone(engine), plan, metrics, succession: Succession::new(revision) })
+        let succession = Succession::new(revision);
+        Ok(Self { engine: Arc::clone(engine), plan, metrics, succession })
+    }
+
+    /// The same with what an operator went back to, of which the file is gone; `None` if it is not kept compiled either.
+    pub async fn load_kept(
+        engine: &Arc<Engine>,
+        spec: &HandlerSpec,
+        backends: &Backends,
+        metrics: Arc<HandlerMetrics>,
+        rollback: Rollback,
+    ) -> Result<Option<Self>, LoadError> {
+        let plan = Plan::new(spec, backends, &metrics)?;
+        let revision = check::load_kept(engine, &plan, rollback.live.as_str().into()).await?;
+        Ok(revision.map(|revision| {
+            let succession = Succession::after(Revisions::after(rollback, Arc::clone(&revision)), revision);
+            Self { engine: Arc::clone(engine), plan, metrics, succession }
+        }))
     }
 
     /// The digest of the live revision.
@@ -109,11 +126,17 @@ impl LiveHandler {
         Ok(swapped.map(|_| ()))
     }
 
-    /// Goes back to the revision before and sets the live one aside. Returns the digest that is live now.
-    pub async fn roll_back(&self) -> Result<Arc<str>, NoRevisionBefore> {
-        let digest = self.succession.roll_back().await?;
+    /// Goes back to the revision before and sets the live one aside. Returns what `keep` makes of it, before another component
+    /// can take over.
+    pub async fn roll_back<T>(&self, keep: impl FnOnce(&Rollback) -> T) -> Result<T, NoRevisionBefore> {
+        let kept = self.succession.roll_back(keep).await?;
         self.metrics.rollbacks.inc();
-        Ok(digest)
+        Ok(kept)
+    }
+
+    /// What an operator went back to and from, as long as no other file has come.
+    pub fn rollback(&self) -> Option<Rollback> {
+        self.succession.revisions().rollback()
     }
 
     /// What an operator is shown.
@@ -128,7 +151,7 @@ impl LiveHandler {
             in_flight: live.in_flight(),
             idle: live.idle(),
             before: before.map(|old| Before { digest: Arc::clone(old.digest()), in_flight: old.in_flight() }).collect(),
-            set_aside: revisions.set_aside().map(str::to_owned),
+            set_aside: revisions.rollback().map(|rollback| rollback.set_aside).unwrap_or_default(),
         }
     }
 }

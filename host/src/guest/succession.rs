@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use tidemill_core::revisions::{NoRevisionBefore, Revisions};
+use tidemill_core::revisions::{NoRevisionBefore, Revisions, Rollback};
 use tokio::time::Instant;
 
 use super::{CallError, Called, Handler, Outcome};
@@ -42,8 +42,13 @@ impl<R: Runs> Succession<R> {
     pub(crate) fn new(first: Arc<R>) -> Self {
         let mut revisions = Revisions::new();
         revisions.install(first.digest(), Arc::clone(&first));
+        Self::after(revisions, first)
+    }
+
+    /// Goes on with this one, which is the live one of these.
+    pub(crate) fn after(revisions: Revisions<Arc<R>>, live: Arc<R>) -> Self {
         Self {
-            live: ArcSwap::new(first),
+            live: ArcSwap::new(live),
             since: Mutex::new(Timestamp::now()),
             revisions: Mutex::new(revisions),
             loading: tokio::sync::Mutex::default(),
@@ -86,13 +91,14 @@ impl<R: Runs> Succession<R> {
         Ok(Ok(true))
     }
 
-    /// Goes back to the revision before and sets the live one aside. Returns the digest that is live now.
-    pub(crate) async fn roll_back(&self) -> Result<Arc<str>, NoRevisionBefore> {
+    /// Goes back to the revision before and sets the live one aside. Returns what `keep` makes of it, before another one can
+    /// take over.
+    pub(crate) async fn roll_back<T>(&self, keep: impl FnOnce(&Rollback) -> T) -> Result<T, NoRevisionBefore> {
         let _loading = self.loading.lock().await;
         let revision = self.revisions().roll_back()?;
-        let digest = Arc::clone(revision.digest());
         self.take_over(revision);
-        Ok(digest)
+        let rollback = self.revisions().rollback().expect("going back sets the live one aside");
+        Ok(keep(&rollback))
     }
 
     fn take_over(&self, revision: Arc<R>) {

@@ -69,12 +69,21 @@ fn database(manifest: &Manifest) -> Option<&str> {
     manifest.exactly_once.transaction.as_ref()?.strip_prefix("sql.")
 }
 
+/// How far a partition may run ahead of what is committed, where the manifest does not say. What a crash repeats of a Kafka
+/// transaction is seen by nobody, and a partition from which one transaction takes as much as it can must not wait for its commit.
+pub(super) fn span_max(manifest: &Manifest) -> usize {
+    match guarantee(manifest).0 {
+        Guarantee::KafkaTransaction => 100_000,
+        Guarantee::AtMostOnce | Guarantee::AtLeastOnce | Guarantee::SqlTransaction => 10_000,
+    }
+}
+
 /// The bounds of a Kafka transaction.
 pub(super) fn limits(manifest: &Manifest) -> Limits {
     let asked = &manifest.exactly_once;
     Limits {
         interval: asked.interval.map_or(Duration::from_millis(100), |span| span.0),
-        records_max: asked.records_max.unwrap_or(10_000),
+        records_max: asked.records_max.unwrap_or(100_000),
         bytes_max: asked.bytes_max.map_or(16 << 20, |size| size.0),
     }
 }

@@ -215,7 +215,7 @@ impl<'a> Judge<'a> {
         };
         let it = &self.assignments[at];
         let began = it.asked_back.unwrap_or(self.now);
-        let in_time = self.now - began < self.plan.drain_deadline && ending == Ending::Orderly;
+        let in_time = self.now - began < self.plan.config().drain_time() && ending == Ending::Orderly;
         // A commit that fails just then is not made again.
         let calm = it.trouble.is_none_or(|trouble| trouble.saturating_add(Duration::from_secs(1)) < began);
         if !in_time || !calm {
