@@ -1,5 +1,6 @@
-//! Stories of many partitions: hosts that crash, are cut off, stop and come back, rebalances, swaps, pauses, and a broker and
-//! a database on which everything goes wrong now and then.
+//! Stories of many partitions: hosts that crash, are cut off, freeze, stop and come back, rebalances, partitions that are
+//! added, retention that is faster than the hosts, swaps, pauses, parked keys, and a broker and a database on which everything
+//! goes wrong now and then.
 //!
 //! The hosts are real: each is a [`Group`] with all of its rooms, from receiving to committing. What they stand on is not: the
 //! broker, the group's coordinator, the guest and the database live in this process, on one thread and a clock that is only
@@ -20,6 +21,7 @@ mod coordinator;
 mod guest;
 mod hosts;
 mod judge;
+mod parked;
 mod producer;
 mod story;
 mod trace;
@@ -42,7 +44,7 @@ use crate::fault::{Fault, tests::choose};
 use crate::store::offsets::Place;
 
 /// Stories of each mode that are played when nobody says how many.
-const STORIES: u64 = 500;
+const STORIES: u64 = 400;
 /// Once all is well, everything is worked off within so long.
 const RECOVERY: Duration = Duration::from_secs(120);
 
@@ -81,8 +83,13 @@ fn stories_of_hosts_that_come_back_commit_nothing_behind_what_was_read() {
 }
 
 #[test]
+fn stories_that_park_keys_call_each_key_in_order_and_lose_nothing_of_it() {
+    play_all(Mode::Parking);
+}
+
+#[test]
 fn the_same_number_tells_the_same_story() {
-    for mode in [Mode::AtLeastOnce, Mode::AtMostOnce, Mode::Kafka, Mode::Database] {
+    for mode in Mode::ALL {
         for seed in 0..10 {
             let plan = Plan::new(seed, mode);
             let (first, second) = (play(&plan).trace, play(&plan).trace);
@@ -93,8 +100,7 @@ fn the_same_number_tells_the_same_story() {
     }
 }
 
-/// The judge is judged: each way in which the host can be broken is caught, but for an ignored fence, since no call of a
-/// story outlives its host's session; the promises have that.
+/// The judge is judged: each way in which the host can be broken is caught.
 #[cfg(feature = "fault-injection")]
 #[test]
 fn stories_catch_a_host_that_is_broken() {
@@ -107,6 +113,8 @@ fn stories_catch_a_host_that_is_broken() {
         (Fault::OffsetsOutsideTransaction, Mode::Kafka),
         (Fault::NewTransactionAfterUnknown, Mode::Kafka),
         (Fault::OffsetApart, Mode::Database),
+        (Fault::IgnoreFence, Mode::Database),
+        (Fault::ParkedNotAwaited, Mode::Parking),
     ];
     for (fault, mode) in breakages {
         choose(Some(fault));
@@ -187,11 +195,14 @@ async fn live(world: &Arc<World>) -> Result<(), String> {
 }
 
 impl World {
-    /// Whether each partition is committed up to its end, by the database too where that keeps offsets.
+    /// Whether each partition is committed up to its end, by the database too where that keeps offsets, and nothing is parked.
     fn is_worked_off(&self) -> bool {
         let state = self.lock();
+        if state.group.is_behind(state.partitions) || state.parked.lying.first().is_some() {
+            return false;
+        }
         let place = |partition| Place { group: super::GROUP.to_owned(), topic: super::TOPIC.to_owned(), partition };
-        (0..self.plan.partitions).all(|partition| {
+        (0..state.partitions).all(|partition| {
             let (group, end) = (state.group.committed[partition as usize], state.end(partition));
             let booked = self.plan.mode != Mode::Database || state.rows.next(&place(partition)).unwrap_or(0) >= end;
             booked && group.unwrap_or(0) >= end

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
@@ -14,7 +14,7 @@ use super::coordinator::MemberId;
 use super::producer::SimProducer;
 use super::trace::{Ending, What};
 use super::transactions::SimTransactions;
-use super::world::{Life, Link, World};
+use super::world::{Life, Link, State, World};
 use crate::broker::{
     Admin, Broker, BrokerError, CommitError, Committed, Consumer, ConsumerEvent, PartitionInfo, Producer, Reader,
     Subscription, TopicInfo,
@@ -99,7 +99,11 @@ impl Consumer for SimConsumer {
     async fn next_event(&mut self) -> ConsumerEvent {
         loop {
             let (world, life) = self.parts();
-            life.alive().await;
+            if life.alive().await {
+                // What happened meanwhile is not heard at once.
+                world.latency(300).await;
+                life.alive().await;
+            }
             let event = {
                 let mut state = world.lock();
                 let by_itself = state.dice.bool();
@@ -149,7 +153,8 @@ impl Consumer for SimConsumer {
             }
             world.note_in(&mut state, What::Assigned(life.host, from.partition, start));
             let end = state.end(from.partition);
-            let reader = SimReader { broker: self.member.broker.clone(), from: from.clone(), next: start, end };
+            let broker = self.member.broker.clone();
+            let reader = SimReader { broker, from: from.clone(), next: start, end, skipped: None };
             readers.push((from.clone(), reader));
         }
         Ok(readers)
@@ -250,6 +255,8 @@ pub(super) struct SimReader {
     next: Offset,
     /// The end of the log as far as it was fetched.
     end: Offset,
+    /// What was deleted before it was read.
+    skipped: Option<Range<Offset>>,
 }
 
 impl Reader for SimReader {
@@ -271,7 +278,10 @@ impl Reader for SimReader {
     }
 
     fn skipped(&mut self) -> Option<Range<Offset>> {
-        None
+        let skipped = self.skipped.take()?;
+        let SimBroker { world, life } = &self.broker;
+        world.note(What::Skipped(life.host, self.from.partition, skipped.clone()));
+        Some(skipped)
     }
 
     fn end_offset(&self) -> Option<Offset> {
@@ -296,6 +306,11 @@ impl SimReader {
         if state.mishap(|rates| rates.read) {
             return Some(Err(BrokerError::Unavailable("a fetch failed".to_owned())));
         }
+        let kept_from = state.starts[self.from.partition as usize];
+        if self.next < kept_from && self.broker.life.is_up() {
+            self.skipped = Some(self.next..kept_from);
+            self.next = kept_from;
+        }
         let most = state.dice.usize(1..=records_max);
         let mut chunk = ChunkBuilder::default();
         for (offset, key) in state.input[self.from.partition as usize].range(self.next..self.end).take(most) {
@@ -310,24 +325,47 @@ impl SimReader {
     }
 }
 
-/// Knows the ends of the input.
+/// Knows the ends of the input, and reads what is parked.
 struct SimAdmin(SimBroker);
 
 impl Admin for SimAdmin {
-    fn topics(&self, _name: Option<&str>) -> BoxFuture<'_, Result<Vec<TopicInfo>, BrokerError>> {
+    fn topics(&self, name: Option<&str>) -> BoxFuture<'_, Result<Vec<TopicInfo>, BrokerError>> {
+        let name = name.unwrap_or(TOPIC).to_owned();
         async move {
-            let SimBroker { world, life } = &self.0;
-            life.up().await;
-            let state = world.lock();
-            let info = |partition| PartitionInfo { partition, start: 0, end: state.end(partition), replicas: 1 };
-            let partitions = (0..world.plan.partitions).map(info).collect();
-            Ok(vec![TopicInfo { name: TOPIC.to_owned(), partitions }])
+            let state = self.asked().await?;
+            let partitions = if name == TOPIC { state.partitions } else { state.parked.partitions() };
+            if partitions == 0 {
+                return Err(BrokerError::NoSuchTopic(name));
+            }
+            let info = |partition| {
+                let (start, end) = if name == TOPIC {
+                    (state.starts[partition as usize], state.end(partition))
+                } else {
+                    (0, state.parked.end(partition))
+                };
+                PartitionInfo { partition, start, end, replicas: 1 }
+            };
+            let partitions = (0..partitions).map(info).collect();
+            Ok(vec![TopicInfo { name, partitions }])
         }
         .boxed()
     }
 
-    fn create_topic(&self, _: &str, _: i32, _: Option<i32>) -> BoxFuture<'_, Result<(), BrokerError>> {
-        unasked()
+    fn takes_records<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<bool, BrokerError>> {
+        async move { Ok(self.asked().await?.parked.takes_records()) }.boxed()
+    }
+
+    fn create_topic(&self, name: &str, partitions: i32, _: Option<i32>) -> BoxFuture<'_, Result<(), BrokerError>> {
+        let name = name.to_owned();
+        async move {
+            let mut state = self.asked().await?;
+            if state.parked.partitions() > 0 {
+                return Err(BrokerError::TopicExists(name));
+            }
+            state.parked.make(partitions);
+            Ok(())
+        }
+        .boxed()
     }
 
     fn offsets_for_time(&self, _: &str, _: i64) -> BoxFuture<'_, Result<Vec<(i32, Offset)>, BrokerError>> {
@@ -342,8 +380,34 @@ impl Admin for SimAdmin {
         unasked()
     }
 
-    fn read(&self, _: &str, _: i32, _: Offset, _: usize) -> BoxFuture<'_, Result<Arc<Chunk>, BrokerError>> {
-        unasked()
+    fn read(
+        &self,
+        _: &str,
+        partition: i32,
+        from: Offset,
+        most: usize,
+    ) -> BoxFuture<'_, Result<Arc<Chunk>, BrokerError>> {
+        async move {
+            let mut state = self.asked().await?;
+            let most = state.dice.usize(1..=most.max(1));
+            Ok(Arc::new(state.parked.read(partition, from, most)))
+        }
+        .boxed()
+    }
+}
+
+impl SimAdmin {
+    /// The broker, once it is reached.
+    async fn asked(&self) -> Result<MutexGuard<'_, State>, BrokerError> {
+        let SimBroker { world, life } = &self.0;
+        life.up().await;
+        world.latency(10).await;
+        life.up().await;
+        let mut state = world.lock();
+        if state.mishap(|rates| rates.read) {
+            return Err(BrokerError::Unavailable("it did not answer".to_owned()));
+        }
+        Ok(state)
     }
 }
 

@@ -17,6 +17,8 @@ pub(super) type MemberId = u64;
 pub(super) struct Coordinator {
     members: BTreeMap<MemberId, Member>,
     last: MemberId,
+    /// The partitions that it knows: those that were added are found out later.
+    known: usize,
     /// Who may read a partition, until it has given it back.
     owners: Vec<Option<MemberId>>,
     /// Who is to have it.
@@ -54,8 +56,10 @@ enum Standing {
 }
 
 impl Coordinator {
-    pub(super) fn new(partitions: usize) -> Self {
+    /// Knows some of the partitions that there may be.
+    pub(super) fn new(known: usize, partitions: usize) -> Self {
         Self {
+            known,
             members: BTreeMap::new(),
             last: 0,
             owners: vec![None; partitions],
@@ -128,6 +132,19 @@ impl Coordinator {
             self.free(id, partition);
         }
         if changed {
+            self.balance(None);
+        }
+    }
+
+    /// Whether it has not found out yet that there are so many partitions.
+    pub(super) fn is_behind(&self, partitions: i32) -> bool {
+        self.known < partitions as usize
+    }
+
+    /// It finds out that there are more partitions.
+    pub(super) fn grow(&mut self, partitions: usize) {
+        if self.known < partitions {
+            self.known = partitions;
             self.balance(None);
         }
     }
@@ -217,7 +234,7 @@ impl Coordinator {
             self.targets.fill(None);
             return;
         }
-        let mut partitions: Vec<usize> = (0..self.owners.len()).collect();
+        let mut partitions: Vec<usize> = (0..self.known).collect();
         let keeps = dice.is_none();
         if let Some(dice) = dice {
             dice.shuffle(&mut members);

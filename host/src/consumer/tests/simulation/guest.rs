@@ -1,9 +1,9 @@
-//! The guest: what becomes of a record is a matter of the record, of the live revision, and of chance.
+//! The guest: what becomes of a record is a matter of the record, of the revision, and of chance. Which revision is live is
+//! decided by what decides it for real guests: a host's [`Succession`](crate::guest::succession::Succession).
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, FutureExt};
 use tidemill_core::partition::CallRecord;
 use tidemill_core::retry::Class;
 
@@ -11,15 +11,21 @@ use super::broker::SimBroker;
 use super::producer::output;
 use super::story::Mode;
 use super::trace::{Said, Source, What};
-use super::world::State;
+use super::world::{Revision, State};
 use crate::attempt::Attempt;
-use crate::guest::{CallError, Called, Handler, Outcome, Reason};
+use crate::guest::succession::Runs;
+use crate::guest::{CallError, Outcome, Reason};
 use crate::store::Value;
 
 /// After this long a call is stopped.
 pub(super) const DEADLINE: Duration = Duration::from_secs(2);
 
-pub(super) struct Guest(pub(super) SimBroker);
+/// A revision of the guest on one host.
+pub(super) struct Guest {
+    broker: SimBroker,
+    revision: Revision,
+    digest: Arc<str>,
+}
 
 /// What a record does to its guest, by its nature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +51,17 @@ struct Fate {
 }
 
 impl Guest {
+    pub(super) fn new(broker: &SimBroker, revision: Revision) -> Arc<Self> {
+        let digest = format!("revision {}", revision.number).into();
+        Arc::new(Self { broker: broker.clone(), revision, digest })
+    }
+
+    pub(super) fn number(&self) -> u32 {
+        self.revision.number
+    }
+
     fn nature(&self, (partition, offset): Source, state: &State) -> Nature {
-        let plan = &self.0.world.plan;
+        let plan = &self.broker.world.plan;
         let mut dice = fastrand::Rng::with_seed(plan.seed ^ ((partition as u64) << 32) ^ offset as u64);
         let good = Nature::Good(dice.usize(..3));
         match dice.u8(..100) {
@@ -63,7 +78,7 @@ impl Guest {
 
     fn fate(&self, partition: i32, records: &[CallRecord], state: &mut State) -> Fate {
         let mut millis = state.dice.u64(..20);
-        let mut trap = state.worse && state.dice.u8(..3) == 0;
+        let mut trap = self.revision.worse && !state.well && state.dice.u8(..3) == 0;
         let mut said = Vec::with_capacity(records.len());
         for record in records {
             let (mut what, mut large) = (Said::Ack(0), false);
@@ -120,46 +135,42 @@ impl Guest {
     }
 }
 
-impl Handler for Guest {
-    fn call<'a>(&'a self, attempt: &'a mut Attempt) -> BoxFuture<'a, Called> {
-        async move {
-            let SimBroker { world, life } = &self.0;
-            life.alive().await;
-            let partition = attempt.from.partition;
-            let (call, revision, mut fate) = {
-                let mut state = world.lock();
-                state.calls += 1;
-                let (call, revision) = (state.calls, state.revision);
-                let offsets = attempt.records.iter().map(|record| record.record.offset()).collect();
-                world.note_in(&mut state, What::Called { host: life.host, call, partition, offsets, revision });
-                (call, revision, self.fate(partition, &attempt.records, &mut state))
-            };
-            if world.plan.mode == Mode::Database
-                && let Ok(said) = &fate.said
-                && !self.book(attempt, &said.clone()).await
-            {
-                fate.said = Ok(vec![(Said::Away, false); attempt.records.len()]);
-            }
-            tokio::time::sleep(fate.took).await;
-            life.alive().await;
-            let said = fate.said.as_ref().map(|said| said.iter().map(|(said, _)| *said).collect());
-            world.note(What::Returned { call, said: said.map_err(|class| class.name()) });
-            let outcomes = match fate.said {
-                Ok(said) => Ok((0..).zip(said).map(|(index, said)| outcome(attempt, index, said)).collect()),
-                Err(class) => Err(CallError { class, detail: "by nature".to_owned() }),
-            };
-            Called { revision: name(revision), took: fate.took, outcomes }
+impl Runs for Guest {
+    fn digest(&self) -> &Arc<str> {
+        &self.digest
+    }
+
+    fn takes_over(&self) {}
+
+    fn retire(&self) {}
+
+    async fn call(&self, attempt: &mut Attempt) -> Result<Vec<Outcome>, CallError> {
+        let SimBroker { world, life } = &self.broker;
+        life.not_dead().await;
+        let partition = attempt.from.partition;
+        let (call, mut fate) = {
+            let mut state = world.lock();
+            state.calls += 1;
+            let (call, revision) = (state.calls, self.revision.number);
+            let offsets = attempt.records.iter().map(|record| record.record.offset()).collect();
+            world.note_in(&mut state, What::Called { host: life.host, call, partition, offsets, revision });
+            (call, self.fate(partition, &attempt.records, &mut state))
+        };
+        if world.plan.mode == Mode::Database
+            && let Ok(said) = &fate.said
+            && !self.book(attempt, &said.clone()).await
+        {
+            fate.said = Ok(vec![(Said::Away, false); attempt.records.len()]);
         }
-        .boxed()
+        tokio::time::sleep(fate.took).await;
+        life.alive().await;
+        let said = fate.said.as_ref().map(|said| said.iter().map(|(said, _)| *said).collect());
+        world.note(What::Returned { call, said: said.map_err(|class| class.name()) });
+        match fate.said {
+            Ok(said) => Ok((0..).zip(said).map(|(index, said)| outcome(attempt, index, said)).collect()),
+            Err(class) => Err(CallError { class, detail: "by nature".to_owned() }),
+        }
     }
-
-    fn revision(&self) -> Arc<str> {
-        name(self.0.world.lock().revision)
-    }
-}
-
-fn name(revision: u32) -> Arc<str> {
-    format!("revision {revision}").into()
 }
 
 fn outcome(attempt: &mut Attempt, index: usize, (said, large): (Said, bool)) -> Outcome {

@@ -10,15 +10,18 @@ use tokio_util::sync::CancellationToken;
 use super::bank::Bank;
 use super::broker::SimBroker;
 use super::guest::Guest;
+use super::parked::HANDLER;
 use super::story::{Act, Mode};
 use super::trace::What;
-use super::world::{Life, Link, SESSION, World};
+use super::world::{Life, Link, Revision, SESSION, World};
 use crate::broker::{Broker, ConsumerEvent};
 use crate::consumer::tests::GROUP;
-use crate::consumer::{Budget, Group, Membership, OffsetStore};
+use crate::consumer::{Budget, Choice, Group, Membership, OffsetStore, Parking};
 use crate::guest::Handler;
-use crate::metrics::Metrics;
+use crate::guest::succession::{Runs, Succession};
+use crate::metrics::{HandlerMetrics, Metrics};
 use crate::settle::letter::HeaderStyle;
+use crate::settle::parked::ParkedTopics;
 use crate::settle::{DeadLetters, Settler};
 
 /// How long a host may take to end.
@@ -26,6 +29,9 @@ const END: Duration = Duration::from_secs(60);
 
 struct Host {
     life: Arc<Life>,
+    broker: SimBroker,
+    guest: Arc<Succession<Guest>>,
+    metrics: Arc<HandlerMetrics>,
     membership: Arc<Membership>,
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -37,23 +43,70 @@ impl Host {
         world.note(What::Started(number));
         let broker = SimBroker { world: Arc::clone(world), life: Arc::clone(&life) };
         let plan = &world.plan;
-        let metrics = Metrics::new().handler("h");
+        let metrics = Metrics::new().handler(HANDLER);
         let letters =
-            DeadLetters { handler: "h".into(), group: GROUP.into(), topic: None, headers: HeaderStyle::Native };
+            DeadLetters { handler: HANDLER.into(), group: GROUP.into(), topic: None, headers: HeaderStyle::Native };
         let producer = broker.producer(&Default::default()).expect("a producer");
+        let topics = Arc::new(ParkedTopics::new(HANDLER.into(), Arc::clone(&producer)));
         let settler = Settler::new(producer, plan.policy(), letters, Arc::clone(&metrics));
-        let guest: Arc<dyn Handler> = Arc::new(Guest(broker.clone()));
+        let revision = world.lock().revision;
+        let guest = Arc::new(Succession::new(Guest::new(&broker, revision)));
+        world.note(What::Swapped(number, revision.number));
+        let handler: Arc<dyn Handler> = Arc::clone(&guest) as _;
         let membership = Arc::<Membership>::default();
         let budget = Budget::new(plan.held_bytes_max, Metrics::new().held_bytes());
         let place = Arc::clone(&membership);
-        let group = Group::new(broker.clone(), plan.config(), guest, settler, metrics, place, budget);
+        let group = Group::new(broker.clone(), plan.config(), handler, settler, Arc::clone(&metrics), place, budget);
         let group = match plan.mode {
-            Mode::Database => group.keeping_offsets_in(OffsetStore::new("main", Arc::new(Bank(broker)))),
+            Mode::Database => group.keeping_offsets_in(OffsetStore::new("main", Arc::new(Bank(broker.clone())))),
+            Mode::Parking => {
+                let admin = broker.admin().expect("an admin");
+                group.parking(Parking { topics, admin, records_max: plan.parked_max })
+            }
             Mode::AtLeastOnce | Mode::AtMostOnce | Mode::Kafka => group,
         };
         let stop = CancellationToken::new();
         let task = tokio::spawn(group.run(stop.clone()));
-        Self { life, membership, stop, task }
+        Self { life, broker, guest, metrics, membership, stop, task }
+    }
+
+    /// Loads a revision, which takes a while, and lets it take over.
+    fn swap(&self, revision: Revision) {
+        let (broker, guest) = (self.broker.clone(), Arc::clone(&self.guest));
+        tokio::spawn(async move {
+            let SimBroker { world, life } = &broker;
+            let slow = if world.lock().well { 0 } else { 1000 };
+            let next = Guest::new(&broker, revision);
+            let load = async {
+                world.latency(slow).await;
+                life.alive().await;
+                if world.mishap(|rates| rates.guest) { Err(()) } else { Ok(Arc::clone(&next)) }
+            };
+            let ready = async {
+                world.latency(slow / 10).await;
+                life.alive().await;
+                if world.mishap(|rates| rates.bank) { Err(()) } else { Ok(()) }
+            };
+            if guest.swap_when(next.digest(), load, ready).await == Ok(Ok(true)) {
+                world.note(What::Swapped(life.host, revision.number));
+            }
+        });
+    }
+
+    /// Says how much it has told of that was deleted unread.
+    fn tell_of_skipped(&self) {
+        self.broker.world.note(What::ToldOfSkipped(self.life.host, self.metrics.skipped_offsets.get()));
+    }
+
+    fn roll_back(&self) {
+        let (broker, guest) = (self.broker.clone(), Arc::clone(&self.guest));
+        tokio::spawn(async move {
+            let SimBroker { world, life } = &broker;
+            life.alive().await;
+            if guest.roll_back(|_| ()).await.is_ok() {
+                world.note(What::Swapped(life.host, guest.live().number()));
+            }
+        });
     }
 }
 
@@ -79,7 +132,8 @@ impl Hosts {
             Act::Start(place) => self.start(place),
             Act::Stop(place) => self.stop(place),
             Act::Crash(place) => self.crash(place),
-            Act::Cut(place, millis) => self.cut(place, Duration::from_millis(millis)),
+            Act::Cut(place, millis) => self.part(place, Link::Cut, Duration::from_millis(millis)),
+            Act::Freeze(place, millis) => self.part(place, Link::Frozen, Duration::from_millis(millis)),
             Act::Fail(place) => {
                 if let Some(host) = &self.places[place] {
                     world.lock().group.tell(&host.life, || ConsumerEvent::Fatal("by chance".to_owned()));
@@ -90,7 +144,21 @@ impl Hosts {
                 let mut dice = state.dice.fork();
                 state.group.balance(Some(&mut dice));
             }
-            Act::Swap(worse) => swap(&world, worse),
+            Act::Swap(worse) => self.swap(worse),
+            Act::RollBack(place) => self.places[place].iter().for_each(Host::roll_back),
+            Act::Add(records, millis) => {
+                world.add_partition();
+                let partition = world.lock().partitions - 1;
+                later(millis, move || world.write(partition, records));
+            }
+            Act::Trim(partition) => world.trim(partition),
+            Act::Unpark(place) => {
+                if let Some(host) = &self.places[place] {
+                    let membership = Arc::clone(&host.membership);
+                    tokio::spawn(async move { membership.unpark(|_| true, &Choice::default()).await });
+                }
+            }
+            Act::MakeParked => world.make_parked(),
             Act::Pause(place, millis) => {
                 if let Some(host) = &self.places[place] {
                     let (membership, number) = (Arc::clone(&host.membership), host.life.host);
@@ -122,13 +190,15 @@ impl Hosts {
 
     fn stop(&mut self, place: usize) {
         let Some(host) = self.places[place].take() else { return };
-        let Host { life, stop, task, .. } = host;
         let world = Arc::clone(&self.world);
-        world.note(What::Stopping(life.host));
-        life.stop();
-        stop.cancel();
+        world.note(What::Stopping(host.life.host));
+        host.life.stop();
+        host.stop.cancel();
         self.ending.push(tokio::spawn(async move {
-            let ended = timeout(END, task).await;
+            let mut host = host;
+            let ended = timeout(END, &mut host.task).await;
+            host.tell_of_skipped();
+            let life = host.life;
             world.note(What::Ended(life.host));
             // What it has left open is ended by time.
             life.set(Link::Dead);
@@ -144,21 +214,33 @@ impl Hosts {
     fn crash(&mut self, place: usize) {
         let Some(host) = self.places[place].take() else { return };
         self.world.note(What::Crashed(host.life.host));
+        host.tell_of_skipped();
         host.life.set(Link::Dead);
         host.task.abort();
         evict_later(&self.world, &host.life);
     }
 
-    fn cut(&mut self, place: usize, time: Duration) {
+    /// Cuts a host off, or freezes it, for a while.
+    fn part(&mut self, place: usize, link: Link, time: Duration) {
         let Some(host) = self.places[place].as_ref().filter(|host| host.life.is_up()) else { return };
         let (world, life) = (Arc::clone(&self.world), Arc::clone(&host.life));
-        world.note(What::Cut(life.host));
-        life.set(Link::Cut);
+        world.note(if link == Link::Frozen { What::Frozen(life.host) } else { What::Cut(life.host) });
+        life.set(link);
         evict_later(&world, &life);
         tokio::spawn(async move {
             tokio::time::sleep(time).await;
             heal(&world, &life);
         });
+    }
+
+    /// Another revision comes to all hosts.
+    fn swap(&self, worse: bool) {
+        let revision = {
+            let mut state = self.world.lock();
+            state.revision = Revision { number: state.revision.number + 1, worse };
+            state.revision
+        };
+        self.places.iter().flatten().for_each(|host| host.swap(revision));
     }
 
     /// From now on all goes well, at least one host runs, and the guest is a good one.
@@ -170,7 +252,8 @@ impl Hosts {
             state.well = true;
             self.world.note_in(&mut state, What::AllIsWell);
         }
-        swap(&self.world, false);
+        self.world.make_parked();
+        self.swap(false);
         self.start(0);
         for host in self.places.iter().flatten() {
             heal(&self.world, &host.life);
@@ -189,20 +272,14 @@ impl Hosts {
     }
 }
 
-fn swap(world: &World, worse: bool) {
-    let mut state = world.lock();
-    state.revision += 1;
-    state.worse = worse;
-    let revision = state.revision;
-    world.note_in(&mut state, What::Swapped(revision));
-}
-
-fn heal(world: &World, life: &Arc<Life>) {
-    if life.link() == Link::Cut {
-        world.note(What::Healed(life.host));
-        life.set(Link::Up);
-        world.lock().group.heard(life);
+fn heal(world: &Arc<World>, life: &Arc<Life>) {
+    match life.link() {
+        Link::Cut => world.note(What::Healed(life.host)),
+        Link::Frozen => world.note(What::Thawed(life.host)),
+        Link::Up | Link::Dead => return,
     }
+    life.set(Link::Up);
+    world.lock().group.heard(life);
 }
 
 /// The group goes on without a host that is silent for too long.

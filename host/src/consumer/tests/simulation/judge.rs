@@ -3,13 +3,16 @@
 
 mod calls;
 mod commits;
+mod parked;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::Duration;
 
 use tidemill_core::lanes::Order;
 use tidemill_core::record::Offset;
 
+use super::parked::Lying;
 use super::story::{Mode, Plan};
 use super::trace::{Ending, Entry, Host, Said, Sent, Source, What};
 
@@ -30,14 +33,20 @@ struct Judge<'a> {
     now: Duration,
     /// The key of each record of the input.
     keys: BTreeMap<Source, u8>,
-    revision: u32,
+    /// Where each partition begins by now.
+    starts: BTreeMap<i32, Offset>,
+    /// Offsets that each host has found deleted.
+    skipped: BTreeMap<Host, u64>,
+    /// The live revision of each host.
+    live: BTreeMap<Host, u32>,
     assignments: Vec<Assignment>,
     calls: BTreeMap<u64, Call>,
     paused: BTreeSet<Host>,
     /// The group's offsets.
     committed: BTreeMap<i32, Offset>,
-    /// The database's offsets, and what is booked.
+    /// The database's offsets, whose they are, and what is booked.
     rows: BTreeMap<i32, Offset>,
+    owners: BTreeMap<i32, Host>,
     booked: BTreeSet<Source>,
     /// What is seen of each record behind the host, and how often.
     outputs: BTreeMap<(Source, Sent), usize>,
@@ -45,6 +54,13 @@ struct Judge<'a> {
     said: BTreeSet<(Source, Said)>,
     /// Records of which an output is refused for what it is.
     refused: BTreeSet<Source>,
+    /// What is parked, and what of it was handled or ever lay there.
+    lying: Lying,
+    handled: BTreeSet<Source>,
+    parked: BTreeSet<Source>,
+    /// When each record was done for the last time, as a place in the order of all that was done.
+    done: BTreeMap<Source, u64>,
+    done_last: u64,
     /// At most once: records that a guest has had.
     had: BTreeSet<Source>,
     /// At most once: what ends that were not orderly may have lost.
@@ -62,8 +78,8 @@ struct Assignment {
     last: BTreeMap<Offset, Last>,
     /// Calls that failed on a record alone.
     failures: BTreeMap<Offset, u32>,
-    /// The record at which it stands still, on which revision, and since when.
-    stopped: Option<(Offset, u32, Duration)>,
+    /// The record at which it stands still, and since when.
+    stopped: Option<(Offset, Duration)>,
     asked_back: Option<Duration>,
     trouble: Option<Duration>,
     ended: bool,
@@ -94,6 +110,8 @@ enum State {
         /// Its dead letter was acknowledged.
         letter: bool,
     },
+    /// It was acknowledged that it lies in the parked topic.
+    Parked,
     Untouched,
 }
 
@@ -103,16 +121,24 @@ impl<'a> Judge<'a> {
             plan,
             now: Duration::ZERO,
             keys: BTreeMap::new(),
-            revision: 1,
+            starts: BTreeMap::new(),
+            skipped: BTreeMap::new(),
+            live: BTreeMap::new(),
             assignments: Vec::new(),
             calls: BTreeMap::new(),
             paused: BTreeSet::new(),
             committed: BTreeMap::new(),
             rows: BTreeMap::new(),
+            owners: BTreeMap::new(),
             booked: BTreeSet::new(),
             outputs: BTreeMap::new(),
             said: BTreeSet::new(),
             refused: BTreeSet::new(),
+            lying: Lying::default(),
+            handled: BTreeSet::new(),
+            parked: BTreeSet::new(),
+            done: BTreeMap::new(),
+            done_last: 0,
             had: BTreeSet::new(),
             losses_max: 0,
         }
@@ -123,14 +149,19 @@ impl<'a> Judge<'a> {
             What::Written(source, key) => {
                 self.keys.insert(*source, *key);
             }
-            What::Swapped(revision) => self.revision = *revision,
+            What::Swapped(host, revision) => self.swapped(*host, *revision),
+            What::Deleted(partition, start) => {
+                self.starts.insert(*partition, *start);
+            }
+            What::Skipped(host, partition, gone) => return self.skipped(*host, *partition, gone.clone()),
+            What::ToldOfSkipped(host, told) => return self.told_of_skipped(*host, *told),
             What::Assigned(host, partition, start) => return self.assigned(*host, *partition, *start),
             What::Told(host, "revoked", partitions) => self.asked_back(*host, |it| partitions.contains(&it)),
             What::Stopping(host) => self.asked_back(*host, |_| true),
             What::Crashed(host) => self.ended_violently(*host, |_| true),
             What::Released(host, partition, ending) => return self.released(*host, *partition, *ending),
-            What::Cut(host) => self.trouble(*host, Duration::MAX),
-            What::Healed(host) | What::CommitFailed(host, _) => self.trouble(*host, self.now),
+            What::Cut(host) | What::Frozen(host) => self.trouble(*host, Duration::MAX),
+            What::Healed(host) | What::Thawed(host) | What::CommitFailed(host, _) => self.trouble(*host, self.now),
             What::Paused(host, true) => {
                 self.paused.insert(*host);
             }
@@ -144,8 +175,14 @@ impl<'a> Judge<'a> {
             What::Returned { call, said } => self.returned(*call, said.as_deref()),
             What::Answered(host, source, sent, answer) => self.answered(*host, *source, *sent, *answer),
             What::Stored(source, sent) => *self.outputs.entry((*source, *sent)).or_default() += 1,
+            What::Noticed(partition, owner) => self.lying.noticed(*partition, owner),
+            What::Parked(_, lies) => self.parked(lies),
+            What::Handled(_, partition, places) => return self.handled(*partition, places),
             What::Committed(_, partition, offset) => return self.committed(*partition, *offset),
             What::Transaction { stored, offsets, .. } => return self.transaction(stored, offsets),
+            What::Owned(host, partition) => {
+                self.owners.insert(*partition, *host);
+            }
             What::Booked { host, place, partition, rows, next } => {
                 return self.booked(*host, place, *partition, rows, *next);
             }
@@ -153,6 +190,7 @@ impl<'a> Judge<'a> {
             | What::Ended(_)
             | What::Evicted(_)
             | What::Away(..)
+            | What::Added(_)
             | What::AllIsWell
             | What::Told(..) => {}
         }
@@ -163,7 +201,7 @@ impl<'a> Judge<'a> {
     /// group's offset and not the row that was taken over from it meanwhile: of a database, which side of a gap is the same.
     fn assigned(&mut self, host: Host, partition: i32, start: Offset) -> Verdict {
         let left = self.left_at(partition);
-        let over_a_gap = start > left && self.records(partition, left).first().is_none_or(|first| *first >= start);
+        let over_a_gap = start > left && self.kept(partition, left).first().is_none_or(|first| *first >= start);
         if start != left && !(self.plan.mode == Mode::Database && over_a_gap) {
             return Err(format!("{partition} is read from {start}, and was left at {left}"));
         }
@@ -180,6 +218,41 @@ impl<'a> Judge<'a> {
             ended: false,
         });
         Ok(())
+    }
+
+    /// What it stopped at may go well on another revision.
+    fn swapped(&mut self, host: Host, revision: u32) {
+        self.live.insert(host, revision);
+        self.assignments.iter_mut().filter(|it| it.host == host).for_each(|it| it.stopped = None);
+    }
+
+    /// What is passed over is gone, and nothing else.
+    fn skipped(&mut self, host: Host, partition: i32, gone: Range<Offset>) -> Verdict {
+        *self.skipped.entry(host).or_default() += (gone.end - gone.start).unsigned_abs();
+        if gone.end > self.start_of(partition) || gone.is_empty() {
+            return Err(format!("{gone:?} of {partition} is passed over and not deleted"));
+        }
+        Ok(())
+    }
+
+    /// Nothing that is lost is lost silently.
+    fn told_of_skipped(&self, host: Host, told: u64) -> Verdict {
+        let skipped = self.skipped.get(&host).copied().unwrap_or(0);
+        if told == skipped {
+            Ok(())
+        } else {
+            Err(format!("{skipped} offsets were deleted unread, and {told} are told"))
+        }
+    }
+
+    fn start_of(&self, partition: i32) -> Offset {
+        self.starts.get(&partition).copied().unwrap_or(0)
+    }
+
+    /// Whether a record was deleted, and whoever has its partition has not called it: nobody can any more.
+    fn is_gone(&self, (partition, offset): Source) -> bool {
+        let last = self.assignments.iter().rev().find(|it| it.partition == partition);
+        offset < self.start_of(partition) && last.is_none_or(|it| !it.last.contains_key(&offset))
     }
 
     fn left_at(&self, partition: i32) -> Offset {
@@ -230,6 +303,7 @@ impl<'a> Judge<'a> {
         let left = self.left_at(partition).max(self.assignments[at].start);
         let mut failed = false;
         for offset in self.records(partition, left) {
+            failed |= self.waits_to_be_parked(at, offset);
             match self.assignments[at].last.get(&offset).map(|last| &last.state) {
                 Some(State::Failed { letter: false, .. }) => failed = true,
                 Some(State::Done(open)) if !open.is_empty() => failed = true,
@@ -251,6 +325,16 @@ impl<'a> Judge<'a> {
         self.keys.range((partition, from)..(partition + 1, 0)).map(|((_, offset), _)| *offset).collect()
     }
 
+    /// The same, of those that are not deleted.
+    fn kept(&self, partition: i32, from: Offset) -> Vec<Offset> {
+        self.records(partition, from.max(self.start_of(partition)))
+    }
+
+    /// The same, of those that are not gone.
+    fn owed(&self, partition: i32, from: Offset) -> Vec<Offset> {
+        self.records(partition, from).into_iter().filter(|offset| !self.is_gone((partition, *offset))).collect()
+    }
+
     fn lane(&self, partition: i32, offset: Offset) -> Offset {
         match self.plan.order {
             Order::Key => Offset::from(self.keys[&(partition, offset)]),
@@ -262,12 +346,19 @@ impl<'a> Judge<'a> {
     /// Nothing is lost, and nothing is there twice that must not be.
     fn end(mut self) -> Verdict {
         if self.plan.mode == Mode::AtMostOnce {
-            let lost = self.keys.keys().filter(|source| !self.had.contains(source)).count();
+            let lost = self.keys.keys().filter(|source| !self.had.contains(source) && !self.is_gone(**source)).count();
             let losses_max = self.losses_max;
             return if lost <= losses_max { Ok(()) } else { Err(format!("{lost} records are lost, not {losses_max}")) };
         }
         self.now = Duration::MAX;
+        if let Some(left) = self.lying.first() {
+            return Err(format!("{left:?} is parked in the end"));
+        }
+        self.is_done_in_order()?;
         for (partition, offset) in self.keys.keys().copied().collect::<Vec<_>>() {
+            if self.is_gone((partition, offset)) {
+                continue;
+            }
             if self.left_at(partition) <= offset {
                 return Err(format!("{partition}/{offset} is not committed in the end"));
             }

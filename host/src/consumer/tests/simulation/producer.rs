@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::broker::SimBroker;
+use super::parked::is_of_parked;
 use super::trace::{Answer, Sent, Source, What};
 use super::world::State;
 use crate::broker::{Outgoing, Position, Producer, SendError, WhenFull};
@@ -68,6 +69,9 @@ impl SimBroker {
     fn store(&self, records: &[Outgoing], up: bool) -> Vec<Result<Position, SendError>> {
         let mut state = self.world.lock();
         let store = |record: &Outgoing| {
+            if is_of_parked(record) {
+                return self.store_parked(&mut state, record, up);
+            }
             let (source, sent) = named(record);
             let result = if up { self.store_one(&mut state, record, source, sent) } else { Err(timed_out()) };
             let answer = match &result {
@@ -110,7 +114,7 @@ impl SimBroker {
     }
 }
 
-fn timed_out() -> SendError {
+pub(super) fn timed_out() -> SendError {
     SendError::Unknown("time-out".to_owned())
 }
 

@@ -21,6 +21,28 @@ pub(super) enum Mode {
     Kafka,
     /// Exactly once, in a database.
     Database,
+    /// At least once, where keys are parked.
+    Parking,
+}
+
+impl Mode {
+    /// Whether that is all.
+    pub(super) fn is_at_least_once(self) -> bool {
+        matches!(self, Self::AtLeastOnce | Self::Parking)
+    }
+
+    pub(super) const ALL: [Self; 5] = [Self::AtLeastOnce, Self::AtMostOnce, Self::Kafka, Self::Database, Self::Parking];
+}
+
+/// Who makes the parked topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Makes {
+    /// It is there.
+    Before,
+    /// A host does, since the broker makes topics.
+    Host,
+    /// The operator does, some time later.
+    Later,
 }
 
 /// How often things go wrong, in a thousand.
@@ -52,12 +74,24 @@ pub(super) enum Act {
     Crash(usize),
     /// It does not reach the broker for so many milliseconds.
     Cut(usize, u64),
+    /// It does nothing at all for so long.
+    Freeze(usize, u64),
     /// Its client can't go on.
     Fail(usize),
     /// The group shares its partitions out anew.
     Shuffle,
     /// Another revision; a worse one or not.
     Swap(bool),
+    /// A host goes back to its revision before.
+    RollBack(usize),
+    /// A partition is added, in which so many records come in after so many milliseconds.
+    Add(usize, u64),
+    /// Some of a partition's records are deleted.
+    Trim(i32),
+    /// All parked keys of a host are tried again.
+    Unpark(usize),
+    /// The parked topic is made.
+    MakeParked,
     Pause(usize, u64),
     /// Something is away for so long.
     Away(&'static str, u64),
@@ -70,6 +104,8 @@ pub(super) struct Plan {
     pub(super) mode: Mode,
     pub(super) order: Order,
     pub(super) partitions: i32,
+    /// Partitions that are added.
+    pub(super) added: i32,
     pub(super) keys: u8,
     pub(super) hosts: usize,
     pub(super) attempts_max: u32,
@@ -80,6 +116,8 @@ pub(super) struct Plan {
     pub(super) held_bytes_max: usize,
     pub(super) commit_interval: Duration,
     pub(super) drain_deadline: Duration,
+    pub(super) parked_max: usize,
+    pub(super) parked_made_by: Makes,
     pub(super) transaction: Limits,
     pub(super) rates: Rates,
     /// By time.
@@ -94,6 +132,8 @@ impl Plan {
         let dice = &mut fastrand::Rng::with_seed(seed.wrapping_add(mode as u64));
         let (order, exhausted) = order_and_end(dice, mode);
         let partitions = dice.i32(1..=6);
+        let added = if dice.u8(..4) == 0 { dice.i32(1..=2) } else { 0 };
+        let parked_made_by = [Makes::Before, Makes::Before, Makes::Host, Makes::Later][dice.usize(..4)];
         let hosts = dice.usize(1..=3);
         let bounds = Bounds {
             call_records_max: dice.usize(1..=5),
@@ -118,6 +158,7 @@ impl Plan {
             mode,
             order,
             partitions,
+            added,
             keys: dice.u8(1..6),
             hosts,
             attempts_max: dice.u32(1..4),
@@ -128,6 +169,8 @@ impl Plan {
             held_bytes_max: if dice.bool() { usize::MAX } else { dice.usize(20..200) },
             commit_interval: Duration::from_millis(dice.u64(20..300)),
             drain_deadline: Duration::from_millis(dice.u64(100..4000)),
+            parked_max: if dice.bool() { 1000 } else { dice.usize(1..20) },
+            parked_made_by,
             transaction: Limits {
                 interval: Duration::from_millis(dice.u64(1..300)),
                 records_max: dice.usize(1..30),
@@ -135,15 +178,19 @@ impl Plan {
                 bytes_max: if dice.bool() { dice.usize(20..200) } else { usize::MAX / 2 },
             },
             rates,
-            acts: acts(dice, mode, partitions, hosts),
+            acts: acts(dice, mode, (partitions, added), hosts),
         }
+    }
+
+    pub(super) fn partitions_max(&self) -> i32 {
+        self.partitions + self.added
     }
 
     /// The handler's settings.
     pub(super) fn config(&self) -> Config {
         Config {
             guarantee: match self.mode {
-                Mode::AtLeastOnce => Guarantee::AtLeastOnce,
+                Mode::AtLeastOnce | Mode::Parking => Guarantee::AtLeastOnce,
                 Mode::AtMostOnce => Guarantee::AtMostOnce,
                 Mode::Kafka => Guarantee::KafkaTransaction,
                 Mode::Database => Guarantee::SqlTransaction,
@@ -175,11 +222,13 @@ impl Plan {
 fn order_and_end(dice: &mut fastrand::Rng, mode: Mode) -> (Order, Exhausted) {
     let order = match dice.u8(..10) {
         _ if mode == Mode::Database => Order::Partition,
+        _ if mode == Mode::Parking => Order::Key,
         0..6 => Order::Key,
         6..8 => Order::Partition,
         _ => Order::Unordered,
     };
     let exhausted = match dice.u8(..10) {
+        _ if mode == Mode::Parking => Exhausted::Park,
         0 | 1 if mode != Mode::AtMostOnce => Exhausted::Stop,
         2 => Exhausted::Drop,
         _ => Exhausted::DeadLetter,
@@ -187,7 +236,7 @@ fn order_and_end(dice: &mut fastrand::Rng, mode: Mode) -> (Order, Exhausted) {
     (order, exhausted)
 }
 
-fn acts(dice: &mut fastrand::Rng, mode: Mode, partitions: i32, hosts: usize) -> Vec<(Duration, Act)> {
+fn acts(dice: &mut fastrand::Rng, mode: Mode, (partitions, added): (i32, i32), hosts: usize) -> Vec<(Duration, Act)> {
     let mut acts = Vec::new();
     let mut at = |dice: &mut fastrand::Rng, act| acts.push((dice.u64(..HORIZON.as_millis() as u64), act));
     for partition in 0..partitions {
@@ -196,23 +245,12 @@ fn acts(dice: &mut fastrand::Rng, mode: Mode, partitions: i32, hosts: usize) -> 
             at(dice, Act::Write(partition, records));
         }
     }
+    for _ in 0..added {
+        let (records, later) = (dice.usize(1..12), dice.u64(..4000));
+        at(dice, Act::Add(records, later));
+    }
     for _ in 0..dice.usize(2..9) {
-        let host = dice.usize(..hosts);
-        let act = match dice.u8(..20) {
-            0..4 => Act::Crash(host),
-            4..7 => Act::Stop(host),
-            7..9 => Act::Start(host),
-            9..12 => Act::Cut(host, dice.u64(50..12_000)),
-            12..14 => Act::Shuffle,
-            14 | 15 => Act::Swap(dice.bool()),
-            16 => Act::Pause(host, dice.u64(100..5000)),
-            17 => Act::Fail(host),
-            _ => {
-                let things = ["outputs", "letters", "bank"];
-                let thing = things[dice.usize(..if mode == Mode::Database { 3 } else { 2 })];
-                Act::Away(thing, dice.u64(100..6000))
-            }
-        };
+        let act = act(dice, mode, partitions, hosts);
         at(dice, act);
     }
     // The first hosts come soon, and what is there already is most of it.
@@ -225,8 +263,38 @@ fn acts(dice: &mut fastrand::Rng, mode: Mode, partitions: i32, hosts: usize) -> 
     for host in 0..hosts {
         acts.push((Duration::from_millis(dice.u64(..2000) * host as u64), Act::Start(host)));
     }
+    if mode == Mode::Parking {
+        acts.push((Duration::from_millis(dice.u64(..15_000)), Act::MakeParked));
+    }
     acts.sort_by_key(|(at, _)| *at);
     acts
+}
+
+/// Something that goes wrong, or that somebody does.
+fn act(dice: &mut fastrand::Rng, mode: Mode, partitions: i32, hosts: usize) -> Act {
+    let host = dice.usize(..hosts);
+    match dice.u8(..26) {
+        0..4 => Act::Crash(host),
+        4..7 => Act::Stop(host),
+        7..9 => Act::Start(host),
+        9..12 => Act::Cut(host, dice.u64(50..12_000)),
+        12 | 13 => Act::Freeze(host, dice.u64(50..12_000)),
+        14 | 15 => Act::Shuffle,
+        16 | 17 => Act::Swap(dice.bool()),
+        18 => Act::RollBack(host),
+        19 => Act::Pause(host, dice.u64(100..5000)),
+        20 => Act::Fail(host),
+        21 | 22 => Act::Trim(dice.i32(0..partitions)),
+        23 if mode == Mode::Parking => Act::Unpark(host),
+        _ => {
+            let thing = match mode {
+                Mode::Database => ["outputs", "letters", "bank"][dice.usize(..3)],
+                Mode::Parking => ["outputs", "parked"][dice.usize(..2)],
+                Mode::AtLeastOnce | Mode::AtMostOnce | Mode::Kafka => ["outputs", "letters"][dice.usize(..2)],
+            };
+            Act::Away(thing, dice.u64(100..6000))
+        }
+    }
 }
 
 impl fmt::Display for Plan {

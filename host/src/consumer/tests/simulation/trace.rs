@@ -2,9 +2,12 @@
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
 use std::time::Duration;
 
 use tidemill_core::record::Offset;
+
+use super::parked::Lies;
 
 /// One life of a host: a host that comes back after a crash is another one.
 pub(super) type Host = u32;
@@ -19,6 +22,8 @@ pub(super) enum Sent {
     Output(usize),
     /// Its dead letter.
     Letter,
+    /// Itself, to be parked.
+    Parked,
 }
 
 /// What a guest says of a record.
@@ -45,11 +50,22 @@ pub(super) enum What {
     /// It does not reach the broker any more.
     Cut(Host),
     Healed(Host),
+    /// It does nothing, and then goes on.
+    Frozen(Host),
+    Thawed(Host),
     /// The group goes on without it.
     Evicted(Host),
     Paused(Host, bool),
-    /// Another revision is live on all hosts.
-    Swapped(u32),
+    /// Another revision is live on a host.
+    Swapped(Host, u32),
+    /// There are so many partitions.
+    Added(i32),
+    /// Of a partition only what begins here is kept.
+    Deleted(i32, Offset),
+    /// A host finds that offsets were deleted before it has read them.
+    Skipped(Host, i32, Range<Offset>),
+    /// How many offsets a host has told of by its end that were deleted unread.
+    ToldOfSkipped(Host, u64),
     /// Something that hosts need is away, or is back.
     Away(&'static str, bool),
     /// From here on nothing goes wrong.
@@ -78,6 +94,12 @@ pub(super) enum What {
     Answered(Host, Source, Sent, Answer),
     /// The log holds it, outside of a transaction.
     Stored(Source, Sent),
+    /// Who has a partition of the parked topic from here on, by a name of its own.
+    Noticed(i32, String),
+    /// A record is written to the parked topic.
+    Parked(Host, Lies),
+    /// What lies at these places of the parked topic was handled, or does not count.
+    Handled(Host, i32, Vec<Offset>),
     /// The group's offset.
     Committed(Host, i32, Offset),
     /// A host hears that a commit failed, whether it did or not.
@@ -88,6 +110,8 @@ pub(super) enum What {
         stored: Vec<(Source, Sent)>,
         offsets: Vec<(i32, Offset)>,
     },
+    /// A host has taken the row of a partition over.
+    Owned(Host, i32),
     /// A delivery's transaction in the database: what the guest wrote, and where its partition stands.
     Booked {
         host: Host,

@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use super::bank::Rows;
 use super::coordinator::Coordinator;
+use super::parked::ParkedTopic;
 use super::story::{Plan, Rates};
 use super::trace::{Entry, Host, What};
 use super::transactions::Producers;
@@ -31,15 +32,18 @@ pub(super) struct State {
     pub(super) rates: Rates,
     /// The input, by partition: the key of each record by its offset.
     pub(super) input: Vec<BTreeMap<Offset, u8>>,
+    /// How many of its partitions there are by now.
+    pub(super) partitions: i32,
+    /// The oldest offset of each that is kept.
+    pub(super) starts: Vec<Offset>,
+    pub(super) parked: ParkedTopic,
     pub(super) group: Coordinator,
     pub(super) producers: Producers,
     pub(super) rows: Rows,
     /// What hosts need and is away.
     pub(super) away: BTreeSet<&'static str>,
-    /// The live revision of the guest.
-    pub(super) revision: u32,
-    /// Whether each call of the live revision may fail, on top of what its records do.
-    pub(super) worse: bool,
+    /// The newest revision of the guest. Each host swaps it in when it comes to it.
+    pub(super) revision: Revision,
     /// From here on nothing goes wrong, and no record is poison.
     pub(super) well: bool,
     pub(super) calls: u64,
@@ -47,18 +51,20 @@ pub(super) struct State {
 
 impl World {
     pub(super) fn new(plan: Plan) -> Arc<Self> {
-        let partitions = plan.partitions as usize;
+        let (known, partitions) = (plan.partitions as usize, plan.partitions_max() as usize);
         let state = State {
             dice: fastrand::Rng::with_seed(plan.seed),
             trace: Vec::new(),
             rates: plan.rates,
             input: vec![BTreeMap::new(); partitions],
-            group: Coordinator::new(partitions),
+            partitions: plan.partitions,
+            starts: vec![0; partitions],
+            parked: ParkedTopic::new(&plan),
+            group: Coordinator::new(known, partitions),
             producers: Producers::default(),
             rows: Rows::default(),
             away: BTreeSet::new(),
-            revision: 1,
-            worse: false,
+            revision: Revision { number: 1, worse: false },
             well: false,
             calls: 0,
         };
@@ -96,6 +102,48 @@ impl World {
         self.grown(partition).notify_waiters();
     }
 
+    /// Retention deletes a part of a partition's records, read or not, but for the newest.
+    pub(super) fn trim(&self, partition: i32) {
+        let mut state = self.lock();
+        let start = state.starts[partition as usize];
+        let kept: Vec<Offset> = state.input[partition as usize].range(start..).map(|(offset, _)| *offset).collect();
+        if kept.is_empty() {
+            return;
+        }
+        let start = kept[state.dice.usize(..kept.len())];
+        state.starts[partition as usize] = start;
+        self.note_in(&mut state, What::Deleted(partition, start));
+    }
+
+    /// Somebody makes the parked topic, unless it is there, with all the partitions that it should have.
+    pub(super) fn make_parked(&self) {
+        let mut state = self.lock();
+        let partitions = state.partitions;
+        state.parked.make(partitions);
+    }
+
+    /// A partition is added. The group finds that out later, and whoever makes parked topics adds one there.
+    pub(super) fn add_partition(self: &Arc<Self>) {
+        let (partitions, found_out) = {
+            let mut state = self.lock();
+            state.partitions += 1;
+            let partitions = state.partitions;
+            self.note_in(&mut state, What::Added(partitions));
+            (partitions, [(); 2].map(|()| state.dice.u64(..3000)))
+        };
+        let [group, parked] = found_out.map(Duration::from_millis);
+        let world = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(group).await;
+            world.lock().group.grow(partitions as usize);
+        });
+        let world = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(parked).await;
+            world.lock().parked.grow(partitions);
+        });
+    }
+
     /// Whether something goes wrong now that goes wrong so often.
     pub(super) fn mishap(&self, rate: impl Fn(&Rates) -> u32) -> bool {
         self.lock().mishap(rate)
@@ -118,6 +166,14 @@ impl State {
     }
 }
 
+/// A revision of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Revision {
+    pub(super) number: u32,
+    /// Whether each call of it may fail, on top of what its records do.
+    pub(super) worse: bool,
+}
+
 /// A host's tie to the world.
 pub(super) struct Life {
     pub(super) host: Host,
@@ -138,6 +194,8 @@ pub(super) enum Link {
     Up,
     /// The host runs, and does not reach the broker.
     Cut,
+    /// The host does nothing for a while, and then goes on as if nothing had happened.
+    Frozen,
     /// The host is gone: whatever is left of it does nothing.
     Dead,
 }
@@ -176,15 +234,30 @@ impl Life {
         {
             let mut state = self.lock();
             state.link = link;
-            state.cuts += u64::from(link == Link::Cut);
+            state.cuts += u64::from(matches!(link, Link::Cut | Link::Frozen));
         }
         self.changed.notify_waiters();
     }
 
-    /// Goes on only while the host lives.
-    pub(super) async fn alive(&self) {
+    /// Goes on unless the host is gone. What a frozen one does at once it may as well have done just before.
+    pub(super) async fn not_dead(&self) {
         if self.link() == Link::Dead {
             std::future::pending().await
+        }
+    }
+
+    /// Goes on only while the host lives. Answers whether it was frozen meanwhile.
+    pub(super) async fn alive(&self) -> bool {
+        let mut was_frozen = false;
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            match self.link() {
+                Link::Up | Link::Cut => return was_frozen,
+                Link::Frozen => was_frozen = true,
+                Link::Dead => std::future::pending().await,
+            }
+            changed.await;
         }
     }
 

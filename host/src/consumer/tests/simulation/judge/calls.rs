@@ -10,25 +10,38 @@ use super::super::trace::{Answer, Host, Said, Sent, Source};
 use super::{Assignment, Call, Judge, Last, State, Verdict};
 
 impl Judge<'_> {
-    /// LANE-1, STOP-1, and that nothing settled comes again before its partition has changed hands.
+    /// REV-2, LANE-1, STOP-1, PARK-1, and that nothing settled comes again before its partition has changed hands.
     pub(super) fn called(&mut self, host: Host, partition: i32, (id, mut call): (u64, Call)) -> Verdict {
         let Some(at) = self.assignment(host, partition) else {
             return Err(format!("{host} calls for {partition}, which it never had"));
         };
         call.at = at;
+        let live = self.live.get(&host).copied();
+        if live != Some(call.revision) {
+            return Err(format!("REV-2: a call goes to revision {} and {live:?} is live", call.revision));
+        }
         let offsets = &call.offsets;
-        if !offsets.is_sorted() || offsets.is_empty() {
+        let in_order = self.plan.mode == Mode::Parking || offsets.is_sorted();
+        if !in_order || offsets.is_empty() {
             return Err("LANE-1: a call is in offset order".to_owned());
+        }
+        if self.plan.mode == Mode::Parking {
+            self.is_as_it_lies(at, offsets)?;
         }
         for offset in offsets {
             let it = &self.assignments[at];
-            if *offset < it.start {
+            if *offset < it.start && !self.parked.contains(&(partition, *offset)) {
                 return Err(format!("{offset} was left behind at {}", it.start));
             }
-            if it.stopped.is_some_and(|(stop, on, since)| *offset >= stop && on == self.revision && since < self.now) {
+            if it.stopped.is_some_and(|(stop, since)| *offset >= stop && since < self.now) {
                 return Err(format!("STOP-1: {offset} is called, and the partition stands still"));
             }
-            if self.is_settled(at, *offset) {
+            // What was handled as a parked one comes again from the source, if it was not committed.
+            let source = (partition, *offset);
+            let parked = self.lying.lies(source)
+                || (self.handled.contains(&source) && *offset >= it.start)
+                || it.last.get(offset).is_some_and(|last| last.state == State::Parked);
+            if self.is_settled(at, *offset) && !parked {
                 return Err(format!("{offset} is settled and called again"));
             }
             if it.last.get(offset).is_some_and(|last| last.state == State::Running) {
@@ -52,7 +65,8 @@ impl Judge<'_> {
         let lane = self.lane(partition, offset);
         for before in self.records(partition, start).into_iter().take_while(|before| *before < offset) {
             let waits = self.lane(partition, before) == lane && !together.contains(&before);
-            if waits && !self.may_be_passed(at, before) {
+            let gone = before < self.start_of(partition) && !self.assignments[at].last.contains_key(&before);
+            if waits && !gone && !self.may_be_passed(at, before) {
                 return Err(format!("LANE-1: {offset} is called before {before}, which is in its lane"));
             }
         }
@@ -90,7 +104,8 @@ impl Judge<'_> {
                 Err(_) => self.failed(at, *offset, offsets.len() == 1, false),
             };
             // What is refused for good holds up nobody, unless it stops its partition.
-            let refused = said.is_ok_and(|said| said[index] == Said::Never) && self.plan.exhausted != Exhausted::Stop;
+            let ends = !matches!(self.plan.exhausted, Exhausted::Stop | Exhausted::Park);
+            let refused = ends && said.is_ok_and(|said| said[index] == Said::Never);
             if !matches!(state, State::Done(_)) && !refused {
                 blocked.insert(lane);
             }
@@ -102,9 +117,13 @@ impl Judge<'_> {
             }
             // One that says nothing of others.
             let alone = offsets.len() == 1 && said.is_ok_and(|said| said == [Said::Never]);
-            if alone && self.plan.exhausted == Exhausted::Stop {
-                let stopped = (*offset, revision, self.now);
-                self.assignments[at].stopped.get_or_insert(stopped);
+            let live = self.live.get(&self.assignments[at].host) == Some(&revision);
+            if alone && live && self.plan.exhausted == Exhausted::Stop {
+                self.assignments[at].stopped.get_or_insert((*offset, self.now));
+            }
+            if matches!(state, State::Done(_)) && self.is_latest(at) {
+                self.done_last += 1;
+                self.done.insert((partition, *offset), self.done_last);
             }
             self.assignments[at].last.insert(*offset, Last { call, state });
         }
@@ -122,6 +141,12 @@ impl Judge<'_> {
             self.refused.insert(source);
         }
         let Some(at) = self.assignment(host, source.0) else { return };
+        if sent == Sent::Parked {
+            if answer == Answer::Stored {
+                self.assignments[at].last.insert(source.1, Last { call: 0, state: State::Parked });
+            }
+            return;
+        }
         if answer != Answer::Stored && sent != Sent::Letter {
             self.supersede(at, source.1);
         }
@@ -143,7 +168,7 @@ impl Judge<'_> {
         let it = &self.assignments[at];
         let partition = it.partition;
         let call = it.last.get(&offset).and_then(|last| Some((last.call, self.calls.get(&last.call)?.offsets.clone())));
-        let Some((call, offsets)) = call.filter(|_| self.plan.mode == Mode::AtLeastOnce) else { return };
+        let Some((call, offsets)) = call.filter(|_| self.plan.mode.is_at_least_once()) else { return };
         let lane = self.lane(partition, offset);
         for mate in offsets.into_iter().filter(|mate| *mate > offset) {
             if self.lane(partition, mate) == lane {
@@ -160,6 +185,7 @@ impl Judge<'_> {
             _ if self.plan.mode == Mode::Database => offset < it.booked_to,
             State::Done(open) => open.is_empty(),
             State::Failed { letter, .. } => *letter,
+            State::Parked => true,
             State::Running | State::Untouched => false,
         };
         let lane = self.lane(it.partition, offset);
@@ -179,10 +205,12 @@ impl Judge<'_> {
         let spent = it.last.get(&offset).is_some_and(|last| match &last.state {
             State::Failed { spent, .. } => *spent,
             State::Done(_) => self.refused.contains(&(it.partition, offset)),
-            State::Running | State::Untouched => false,
+            State::Parked | State::Running | State::Untouched => false,
         });
         let once = self.plan.mode == Mode::AtMostOnce;
-        self.is_settled(at, offset) || (unseen && spent) || (once && self.is_behind(at, offset))
+        let source = (it.partition, offset);
+        let parked = self.lying.lies(source) || self.handled.contains(&source);
+        self.is_settled(at, offset) || parked || (unseen && spent) || (once && self.is_behind(at, offset))
     }
 
     /// At most once, what is spent is passed whatever becomes of its outputs.

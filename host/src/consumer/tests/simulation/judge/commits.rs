@@ -14,7 +14,7 @@ impl Judge<'_> {
     pub(super) fn committed(&mut self, partition: i32, offset: Offset) -> Verdict {
         let before = self.committed.insert(partition, offset).unwrap_or(0);
         // A database's row knows nothing of gaps, and is what counts: over one the group's offset may fall.
-        let over_a_gap = self.records(partition, offset).first().is_none_or(|first| *first >= before);
+        let over_a_gap = self.kept(partition, offset).first().is_none_or(|first| *first >= before);
         if offset < before && !(self.plan.mode == Mode::Database && over_a_gap) {
             return Err(format!("OFF-2: {partition} falls from {before} to {offset}"));
         }
@@ -23,15 +23,15 @@ impl Judge<'_> {
             Mode::Kafka => Err(format!("{partition} is committed outside of a transaction")),
             Mode::Database => {
                 let row = self.rows.get(&partition).copied().unwrap_or(0);
-                match self.records(partition, row).first() {
+                match self.owed(partition, row).first() {
                     Some(first) if *first < offset => {
                         Err(format!("OFF-1: {partition} is committed at {offset}, and its row says {row}"))
                     }
                     Some(_) | None => Ok(()),
                 }
             }
-            Mode::AtLeastOnce => {
-                let passed = self.records(partition, before).into_iter().take_while(|passed| *passed < offset);
+            Mode::AtLeastOnce | Mode::Parking => {
+                let passed = self.owed(partition, before).into_iter().take_while(|passed| *passed < offset);
                 for passed in passed.collect::<Vec<_>>() {
                     self.is_safe(partition, passed)?;
                 }
@@ -60,7 +60,7 @@ impl Judge<'_> {
             if !own.is_sorted() || own.iter().any(|(_, offset)| *offset < before || offset >= upto) {
                 return Err(format!("TX-1: {partition} from {before} to {upto} has {own:?}"));
             }
-            for offset in self.records(*partition, before).into_iter().take_while(|offset| offset < upto) {
+            for offset in self.owed(*partition, before).into_iter().take_while(|offset| offset < upto) {
                 self.is_safe(*partition, offset)?;
                 self.is_whole((*partition, offset), stored)?;
             }
@@ -102,7 +102,7 @@ impl Judge<'_> {
         if place != group.to_string() {
             return Err(format!("FENCE-1: {rows:?} is kept, and the offset is not: it is of {place}"));
         }
-        let owner = self.assignments.iter().rev().find(|it| it.partition == partition).map(|it| it.host);
+        let owner = self.owners.get(&partition).copied();
         if owner != Some(host) {
             return Err(format!("FENCE-1: {host} stores an offset of {partition}, which is {owner:?}'s"));
         }
@@ -116,7 +116,7 @@ impl Judge<'_> {
         if let Some(stray) = rows.iter().find(|(of, offset)| *of != partition || !(before..next).contains(offset)) {
             return Err(format!("FENCE-1: {stray:?} is booked with an offset that moves from {before} to {next}"));
         }
-        for offset in self.records(partition, before).into_iter().take_while(|offset| *offset < next) {
+        for offset in self.owed(partition, before).into_iter().take_while(|offset| *offset < next) {
             let source = (partition, offset);
             let letter = self.outputs.contains_key(&(source, Sent::Letter)) || self.plan.exhausted == Exhausted::Drop;
             let skipped = self.said.contains(&(source, Said::Skip));
