@@ -1,13 +1,13 @@
 //! What threads share in these rooms, in the orders that they may come in: a wake-up that is missed stops a partition for good.
 
 #[path = "../budget.rs"]
-#[allow(dead_code, unreachable_pub, reason = "compiled once more, for what is tested of it")]
+#[allow(clippy::duplicate_mod, dead_code, unreachable_pub, reason = "compiled once more, for what is tested of it")]
 mod budget;
 #[path = "../commit/outbox.rs"]
-#[allow(dead_code, reason = "compiled once more, for what is tested of it")]
+#[allow(clippy::duplicate_mod, dead_code, reason = "compiled once more, for what is tested of it")]
 mod outbox;
 #[path = "../progress.rs"]
-#[allow(dead_code, unreachable_pub, reason = "compiled once more, for what is tested of it")]
+#[allow(clippy::duplicate_mod, dead_code, unreachable_pub, reason = "compiled once more, for what is tested of it")]
 mod progress;
 
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! What threads share in this room, in the orders that they may come in.
 
 #[path = "../pool.rs"]
-#[allow(dead_code, reason = "compiled once more, for what is tested of it")]
+#[allow(clippy::duplicate_mod, dead_code, reason = "compiled once more, for what is tested of it")]
 mod pool;
 
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Reports of deliveries, in the orders that threads may bring them in.
 
 #[path = "produce.rs"]
-#[allow(dead_code, reason = "compiled once more, for what is tested of it")]
+#[allow(clippy::duplicate_mod, dead_code, reason = "compiled once more, for what is tested of it")]
 mod produce;
 
 use std::sync::Arc;
