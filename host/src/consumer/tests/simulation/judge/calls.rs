@@ -66,7 +66,9 @@ impl Judge<'_> {
         for before in self.records(partition, start).into_iter().take_while(|before| *before < offset) {
             let waits = self.lane(partition, before) == lane && !together.contains(&before);
             let gone = before < self.start_of(partition) && !self.assignments[at].last.contains_key(&before);
-            if waits && !gone && !self.may_be_passed(at, before) {
+            // What is parked goes on as it lies: what lay before it in the source was settled before, by whoever had that.
+            let parked = self.lying.lies((partition, offset)) && self.is_safe(partition, before).is_ok();
+            if waits && !gone && !parked && !self.may_be_passed(at, before) {
                 return Err(format!("LANE-1: {offset} is called before {before}, which is in its lane"));
             }
         }
