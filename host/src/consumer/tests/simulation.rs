@@ -83,11 +83,6 @@ fn stories_of_hosts_that_come_back_commit_nothing_behind_what_was_read() {
 }
 
 #[test]
-fn stories_that_park_keys_call_each_key_in_order_and_lose_nothing_of_it() {
-    play_all(Mode::Parking);
-}
-
-#[test]
 fn the_same_number_tells_the_same_story() {
     for mode in Mode::ALL {
         for seed in 0..10 {
