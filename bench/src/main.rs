@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, reason = "figures go to standard output")]
 
+mod backlog;
 mod dispatch;
 mod native;
 mod native_transactions;
@@ -44,6 +45,14 @@ enum Command {
     },
     /// What a slow key costs the other keys, and a rebalance the partitions that stay
     Neighbours(Size),
+    /// A backlog of days, drained while new records come: beside a native loop
+    Backlog {
+        #[command(flatten)]
+        size: Size,
+        /// How many records the backlog has
+        #[arg(long)]
+        records: Option<u64>,
+    },
     /// One run of one contender; the benchmark calls itself with it
     #[command(hide = true)]
     Run(run::Run),
@@ -71,6 +80,7 @@ fn main() -> Result<()> {
         Command::ExactlyOnce(size) => dispatch::dispatch(true, size.quick, size.json.as_deref()),
         Command::Order { size, only } => order::order(size.quick, only.as_deref(), size.json.as_deref()),
         Command::Neighbours(size) => neighbours::neighbours(size.quick, size.json.as_deref()),
+        Command::Backlog { size, records } => backlog::backlog(size.quick, records, size.json.as_deref()),
         Command::Run(run) => run.run(),
         Command::Work(work) => work.run(),
         Command::Member(member) => member.run(),

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::FromClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::{ClientConfig, TopicPartitionList};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -45,8 +46,17 @@ pub(crate) fn send(producer: &ThreadedProducer<DefaultProducerContext>, mut reco
 
 /// Makes a topic.
 pub(crate) fn create(bootstrap: &str, topic: &str, partitions: i32) -> Result<()> {
+    make(bootstrap, &NewTopic::new(topic, partitions, TopicReplication::Fixed(1)))
+}
+
+/// Makes a topic whose records have the time at which the broker has appended them.
+pub(crate) fn create_stamped(bootstrap: &str, topic: &str, partitions: i32) -> Result<()> {
     let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
-    let results = wait(admin(bootstrap)?.create_topics([&new], &AdminOptions::new()))??;
+    make(bootstrap, &new.set("message.timestamp.type", "LogAppendTime"))
+}
+
+fn make(bootstrap: &str, new: &NewTopic<'_>) -> Result<()> {
+    let results = wait(admin(bootstrap)?.create_topics([new], &AdminOptions::new()))??;
     results
         .into_iter()
         .try_for_each(|result| result.map(drop))
@@ -57,6 +67,22 @@ pub(crate) fn create(bootstrap: &str, topic: &str, partitions: i32) -> Result<()
 pub(crate) fn delete(bootstrap: &str, topic: &str) -> Result<()> {
     wait(admin(bootstrap)?.delete_topics(&[topic], &AdminOptions::new()))??;
     Ok(())
+}
+
+/// The end offset of each of a topic's partitions.
+pub(crate) fn ends(bootstrap: &str, topic: &str, partitions: i32) -> Result<Vec<i64>> {
+    let consumer: BaseConsumer = client(bootstrap).create()?;
+    (0..partitions).map(|partition| Ok(consumer.fetch_watermarks(topic, partition, PATIENCE)?.1)).collect()
+}
+
+/// How many offsets of a topic a group has not committed.
+pub(crate) fn lag(bootstrap: &str, group: &str, topic: &str, partitions: i32) -> Result<i64> {
+    let consumer: BaseConsumer = client(bootstrap).set("group.id", group).create()?;
+    let mut all = TopicPartitionList::new();
+    all.add_partition_range(topic, 0, partitions - 1);
+    let committed = consumer.committed_offsets(all, PATIENCE)?;
+    let committed: i64 = committed.elements().iter().filter_map(|of| of.offset().to_raw()).map(|at| at.max(0)).sum();
+    Ok(ends(bootstrap, topic, partitions)?.iter().sum::<i64>() - committed)
 }
 
 fn admin(bootstrap: &str) -> Result<AdminClient<DefaultClientContext>> {

@@ -301,7 +301,15 @@ fn not_asked(cause: &ParkedError) -> Response {
 async fn roll_back(State(endpoint): State<Arc<Endpoint>>, _: Admitted, UrlPath(handler): UrlPath<String>) -> Response {
     match endpoint.host.roll_back(&handler).await {
         Ok(rolled_back) => {
-            tracing::info!(handler, revision = rolled_back.revision, set_aside = rolled_back.set_aside, "rolled back");
+            let RolledBack { revision, set_aside, not_kept } = &rolled_back;
+            tracing::warn!(handler, revision, set_aside, "rolled back");
+            if let Some(error) = not_kept {
+                tracing::error!(
+                    handler,
+                    error,
+                    "the rollback can't be kept in the host's folder `state`: a restart does not know of it"
+                );
+            }
             Json(rolled_back).into_response()
         }
         Err(cause) => {

@@ -23,7 +23,7 @@ use crate::broker::{Broker, BrokerError, Producer};
 use crate::cli::{Failure, dlq as dlq_command, topic as topic_command, whereabouts as whereabouts_command};
 use crate::config::{self, Config, Problem};
 use crate::consumer::Budget;
-use crate::fleet::{self, Fleet, HandlerError, Pauses, Roster};
+use crate::fleet::{self, Fleet, HandlerError, Pauses, Rollbacks, Roster};
 use crate::guest::{Backends, Engine};
 use crate::ingest::{self, Ingest};
 use crate::metrics::Metrics;
@@ -181,7 +181,8 @@ async fn host<B: Broker>(
         None => None,
     };
     let pauses = Arc::new(Pauses::new(&config.state));
-    let view = Arc::new(View::new(Arc::clone(&roster), producers.clone(), metrics.clone(), pauses));
+    let rollbacks = Arc::new(Rollbacks::new(&config.state));
+    let view = Arc::new(View::new(Arc::clone(&roster), producers.clone(), metrics.clone(), pauses, rollbacks));
     let doors = Doors::bind(&config, for_ingest, &view, &metrics).await?;
     let addresses = doors.addresses();
     let mut fleet = match config.handlers.clone().filter(|_| only != Some(Role::Ingest)) {
@@ -334,7 +335,8 @@ async fn parts<B: Broker>(
     let engine = Arc::new(Engine::new(&config.state).context("the sandbox can't be set up")?);
     let budget = Budget::new(config.bytes_max, metrics.held_bytes());
     let pauses = Arc::new(Pauses::new(&config.state));
-    Ok(fleet::Parts { broker, producer, engine, backends, metrics: metrics.clone(), budget, pauses })
+    let rollbacks = Arc::new(Rollbacks::new(&config.state));
+    Ok(fleet::Parts { broker, producer, engine, backends, metrics: metrics.clone(), budget, pauses, rollbacks })
 }
 
 async fn kv_stores(config: &Config) -> Result<BTreeMap<String, Arc<dyn KeyValue>>, Failure> {

@@ -9,6 +9,7 @@ mod hazards;
 mod offsets;
 mod parked;
 mod pauses;
+mod rollbacks;
 mod roster;
 mod stamp;
 mod topics;
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tidemill_core::retry::Exhausted;
+use tidemill_core::revisions::Rollback;
 use tokio_util::sync::CancellationToken;
 
 pub use self::error::HandlerError;
@@ -28,6 +30,7 @@ use self::hazards::Lookout;
 pub use self::offsets::{Elsewhere, Reset, ResetError, Where, reset};
 pub use self::parked::{Reached, parked, unpark};
 pub use self::pauses::Pauses;
+pub use self::rollbacks::Rollbacks;
 pub use self::roster::{Roster, Running, State};
 use self::stamp::Stamp;
 use self::watch::Watch;
@@ -35,7 +38,7 @@ use crate::broker::{Admin, Broker, BrokerError, Producer};
 use crate::config::manifest::{self, HandlerSpec};
 use crate::consumer::{Budget, Group, OffsetStore, Parking};
 use crate::guest::live::LiveHandler;
-use crate::guest::{Backends, Engine};
+use crate::guest::{Backends, Engine, digest};
 use crate::metrics::Metrics;
 use crate::settle::parked::ParkedTopics;
 use crate::settle::{DeadLetters, Settler};
@@ -60,6 +63,8 @@ pub struct Parts<B: Broker> {
     pub budget: Arc<Budget>,
     /// Which of them do not run for now.
     pub pauses: Arc<Pauses>,
+    /// Which of them do not run what lies in their folders.
+    pub rollbacks: Arc<Rollbacks>,
 }
 
 /// The handlers of one host.
@@ -212,7 +217,12 @@ impl<B: Broker> Fleet<B> {
             // A migration may have come alone.
             return self.migrate(&spec).await;
         }
-        let swapped = running.live.swap_when(bytes, self.migrate(&spec)).await;
+        let ready = async {
+            self.migrate(&spec).await?;
+            self.parts.rollbacks.forget(handler);
+            Ok(())
+        };
+        let swapped = running.live.swap_when(bytes, ready).await;
         swapped.map_err(|cause| HandlerError::Load { handler: handler.clone(), cause })??;
         tracing::info!(handler, revision = crate::attempt::short(&running.live.digest()), since = %running.since(), "another revision is live");
         Ok(())
@@ -250,9 +260,18 @@ impl<B: Broker> Fleet<B> {
     async fn load_as(&self, spec: HandlerSpec, stamp: Stamp, purpose: Purpose) -> Result<Running, HandlerError> {
         let handler = spec.name.clone();
         let bytes = read_module(&spec)?;
+        let (engine, backends) = (&self.parts.engine, &self.parts.backends);
         let metrics = self.parts.metrics.handler(&handler);
-        let loaded = LiveHandler::load(&self.parts.engine, &spec, &self.parts.backends, Arc::clone(&metrics), bytes);
-        let live = loaded.await.map_err(|cause| HandlerError::Load { handler, cause })?;
+        let refused = |cause| HandlerError::Load { handler: handler.clone(), cause };
+        // Who checks is told of what lies in the folder.
+        let rollback = if purpose == Purpose::Run { self.rollback(&handler, &bytes) } else { None };
+        let live = match rollback {
+            None => LiveHandler::load(engine, &spec, backends, metrics, bytes).await.map_err(refused)?,
+            Some(rollback) => {
+                let kept = LiveHandler::load_kept(engine, &spec, backends, metrics, rollback.clone()).await;
+                kept.map_err(refused)?.ok_or_else(|| self.rolled_back(&handler, rollback))?
+            }
+        };
         let refused = |cause| HandlerError::Subscription { handler: spec.name.clone(), cause };
         self.parts.broker.check(&spec.consumer.subscription).map_err(refused)?;
         if purpose == Purpose::Run && spec.retry.end() == Exhausted::Park {
@@ -264,6 +283,17 @@ impl<B: Broker> Fleet<B> {
             Purpose::Check => check_migrations(&spec)?,
         }
         Ok(Running::new(spec, Arc::new(live), stamp))
+    }
+
+    /// What an operator went back to from the component with these bytes.
+    fn rollback(&self, handler: &str, bytes: &[u8]) -> Option<Rollback> {
+        let rollback = self.parts.rollbacks.of(handler)?;
+        rollback.set_aside.contains(&digest(bytes)).then_some(rollback)
+    }
+
+    fn rolled_back(&self, handler: &str, rollback: Rollback) -> HandlerError {
+        let file = self.parts.rollbacks.file(handler);
+        HandlerError::RolledBack { handler: handler.to_owned(), rollback, file }
     }
 
     /// A group belongs to one handler.
@@ -310,6 +340,14 @@ impl<B: Broker> Fleet<B> {
                 handler = name,
                 "the handler is paused, as an operator wants it; `tidemill resume {name}` lets it go on"
             );
+        }
+        match running.live.rollback() {
+            Some(rollback) => tracing::warn!(
+                handler = name,
+                revision = crate::attempt::short(&rollback.live),
+                "what lies in its folder was rolled back from, and is not run; put the good file into the folder"
+            ),
+            None => self.parts.rollbacks.forget(name),
         }
         let mut group = self.group(&running, dead_letters.clone());
         if let (Exhausted::Park, Some(admin)) = (spec.retry.end(), running.admin.clone()) {

@@ -24,6 +24,7 @@ use futures_util::future::BoxFuture;
 use tidemill_core::retry::Class;
 
 pub use self::check::LoadError;
+pub(crate) use self::check::digest;
 pub use self::engine::{Engine, EngineError};
 pub use self::limits::Limits;
 use crate::attempt::Attempt;

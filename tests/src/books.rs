@@ -5,16 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rusqlite::{Connection, OpenFlags};
 
 use crate::ledger::Place;
 use crate::sink::Sink;
+use crate::sqlite;
 
 const ACCOUNTS: &str = "CREATE TABLE accounts (account TEXT NOT NULL PRIMARY KEY, entries BIGINT NOT NULL);\n";
 const ENTRIES: &str = "SELECT number, record_id, account FROM entries ORDER BY number";
 const LAST: &str = "SELECT coalesce(max(number), 0) FROM entries";
-/// How long a reader of SQLite waits for one who writes.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where they are.
 #[derive(Debug, Clone)]
@@ -96,8 +94,7 @@ fn in_sqlite(file: &Path) -> Result<Vec<Entry>> {
     if !file.exists() {
         return Ok(Vec::new());
     }
-    let connection = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    connection.busy_timeout(BUSY_TIMEOUT)?;
+    let connection = sqlite::open(file)?;
     if !connection.table_exists(None, "entries")? {
         return Ok(Vec::new());
     }

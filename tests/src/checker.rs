@@ -38,6 +38,8 @@ pub struct Evidence {
     pub read_along: Option<BTreeSet<i64>>,
     /// These offsets, by partition, were deleted from the log before they were settled.
     pub expired: Expired,
+    /// A host that stood still, and went on, had these in hand, and nobody else was given them.
+    pub late: BTreeSet<Place>,
 }
 
 /// Offsets by partition.
@@ -209,7 +211,7 @@ pub fn judge(evidence: &Evidence, allowed: &Allowed) -> Verdict {
     let arrived: BTreeSet<Body> = evidence.stored.iter().chain(&evidence.dead).filter_map(Stored::body).collect();
     lost(evidence, &arrived, &mut faults);
     misplaced_or_invented(evidence, &mut faults);
-    out_of_order(&evidence.stored, &mut faults);
+    out_of_order(evidence, &mut faults);
     reread(evidence, &mut faults);
     commits(evidence, &mut faults);
     readers_differ(evidence, &mut faults);
@@ -276,12 +278,12 @@ fn misplaced_or_invented(evidence: &Evidence, faults: &mut Vec<Fault>) {
 }
 
 /// Of each key, only the first time that a record was stored counts: a redelivery may begin again further back.
-fn out_of_order(stored: &[Stored], faults: &mut Vec<Fault>) {
+fn out_of_order(evidence: &Evidence, faults: &mut Vec<Fault>) {
     let mut seen = BTreeSet::new();
     let mut highest: BTreeMap<(i32, &Option<Vec<u8>>), i64> = BTreeMap::new();
-    for stored in stored.iter().filter(|stored| seen.insert(stored.place)) {
+    for stored in evidence.stored.iter().filter(|stored| seen.insert(stored.place)) {
         let highest = highest.entry((stored.place.partition, &stored.key)).or_insert(-1);
-        if stored.place.offset < *highest {
+        if stored.place.offset < *highest && !evidence.late.contains(&stored.place) {
             faults.push(Fault::OutOfOrder(stored.place));
         }
         *highest = stored.place.offset.max(*highest);

@@ -45,6 +45,11 @@ impl Handler {
         Handler { name: name.to_owned(), guest, manifest: manifest.to_owned(), migration: None }
     }
 
+    /// The same with these bytes as its guest.
+    pub fn component(self, bytes: &[u8]) -> Handler {
+        Handler { guest: Guest::Bytes(bytes.into()), ..self }
+    }
+
     /// The same with this first migration.
     pub fn migration(self, text: &str) -> Handler {
         Handler { migration: Some(text.to_owned()), ..self }
@@ -192,6 +197,17 @@ pub struct Ended {
     pub took: Duration,
 }
 
+/// How a command ended.
+#[derive(Debug, Clone)]
+pub struct Said {
+    /// Whether its exit code is 0.
+    pub succeeded: bool,
+    /// Its standard output.
+    pub printed: String,
+    /// Its log, and why it failed.
+    pub told: String,
+}
+
 impl Host {
     /// Where records go in.
     pub fn ingest(&self) -> Result<String> {
@@ -231,11 +247,17 @@ impl Host {
 
     /// Runs a command of the binary beside the host, with its configuration, and returns what it printed.
     pub fn command(&self, arguments: &[&str]) -> Result<String> {
+        let Said { succeeded, printed, told } = self.command_says(arguments)?;
+        ensure!(succeeded, "`{}` failed: {told}", arguments.join(" "));
+        Ok(printed)
+    }
+
+    /// The same for one that may fail.
+    pub fn command_says(&self, arguments: &[&str]) -> Result<Said> {
         let mut command = Command::new(binary());
         let output = command.current_dir(self.folder.path()).args(arguments).output()?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "`{}` failed: {said}", arguments.join(" "));
-        Ok(String::from_utf8(output.stdout)?)
+        let (printed, told) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr).into_owned());
+        Ok(Said { succeeded: output.status.success(), printed, told })
     }
 
     /// Lays down a new handler as an installer would: written aside, then renamed into place.

@@ -19,5 +19,6 @@ pub mod sampler;
 pub mod scenario;
 pub mod servers;
 pub mod sink;
+pub mod sqlite;
 pub mod topics;
 pub mod weather;

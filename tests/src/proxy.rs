@@ -3,8 +3,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,7 +33,8 @@ pub enum Link {
 /// What befalls requests that end a transaction, until the link is set again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trap {
-    /// They go through, and nothing that the broker says on their connections from then on does.
+    /// They go through, and nothing that the broker says on their connections from then on does; these are reset when the
+    /// link is set.
     LosesAnswers,
     /// The first one waits.
     Holds,
@@ -145,13 +145,16 @@ fn carry(front: TcpStream, to: u16, state: &Arc<Mutex<State>>) {
     let Ok(back) = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) else { return };
     let (Ok(front_too), Ok(back_too)) = (front.try_clone(), back.try_clone()) else { return };
     locked(state).connections += 1;
-    let deaf = AtomicBool::new(false);
+    let deaf = OnceLock::new();
     thread::scope(|scope| {
         scope.spawn(|| one_way(Way::In, front, back, state, &deaf));
         one_way(Way::Out, back_too, front_too, state, &deaf);
     });
     locked(state).connections -= 1;
 }
+
+/// Since which change of the link nothing of what the server says goes through.
+type Deaf = OnceLock<u64>;
 
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,7 +166,7 @@ enum Way {
 }
 
 /// Carries bytes one way. Whatever ends it ends the other way too.
-fn one_way(way: Way, mut from: TcpStream, mut to: TcpStream, state: &Mutex<State>, deaf: &AtomicBool) {
+fn one_way(way: Way, mut from: TcpStream, mut to: TcpStream, state: &Mutex<State>, deaf: &Deaf) {
     // A way that can't be set up, read or written is at its end; the connection's peers learn it by the shutdown.
     let ready = from.set_nodelay(true).and_then(|()| to.set_nodelay(true)).and(from.set_read_timeout(Some(TURN)));
     if ready.is_ok() {
@@ -176,7 +179,7 @@ fn one_way(way: Way, mut from: TcpStream, mut to: TcpStream, state: &Mutex<State
     }
 }
 
-fn carry_bytes(way: Way, from: &mut TcpStream, to: &mut TcpStream, state: &Mutex<State>, deaf: &AtomicBool) {
+fn carry_bytes(way: Way, from: &mut TcpStream, to: &mut TcpStream, state: &Mutex<State>, deaf: &Deaf) {
     let mut chunk = vec![0; CHUNK_BYTES];
     // Since which change bytes were lost.
     let mut lost: Option<u64> = None;
@@ -185,7 +188,8 @@ fn carry_bytes(way: Way, from: &mut TcpStream, to: &mut TcpStream, state: &Mutex
             let state = locked(state);
             (state.link, state.changes, state.ended)
         };
-        if ended || link == Link::Cut || lost.is_some_and(|since| since != changes) {
+        let lossy = lost.or_else(|| deaf.get().copied());
+        if ended || link == Link::Cut || lossy.is_some_and(|since| since != changes) {
             return;
         }
         let count = match from.read(&mut chunk) {
@@ -196,7 +200,7 @@ fn carry_bytes(way: Way, from: &mut TcpStream, to: &mut TcpStream, state: &Mutex
         };
         match way {
             Way::In if ends_transaction(&chunk[..count]) => befall(state, deaf),
-            Way::Out if deaf.load(Ordering::SeqCst) => continue,
+            Way::Out if deaf.get().is_some() => continue,
             Way::In | Way::Out => {}
         }
         // It may have changed while nothing came.
@@ -227,7 +231,7 @@ fn ends_transaction(bytes: &[u8]) -> bool {
 }
 
 /// What the trap does, if one is set, to a request that is about to go through.
-fn befall(state: &Mutex<State>, deaf: &AtomicBool) {
+fn befall(state: &Mutex<State>, deaf: &Deaf) {
     let (trap, changes) = {
         let mut state = locked(state);
         let trap = state.trap.take_if(|trap| *trap == Trap::Holds).or(state.trap);
@@ -235,7 +239,9 @@ fn befall(state: &Mutex<State>, deaf: &AtomicBool) {
         (trap, state.changes)
     };
     match trap {
-        Some(Trap::LosesAnswers) => deaf.store(true, Ordering::SeqCst),
+        Some(Trap::LosesAnswers) => {
+            deaf.get_or_init(|| changes);
+        }
         Some(Trap::Holds) => {
             let is_held = || {
                 let state = locked(state);
@@ -365,6 +371,7 @@ mod tests {
         assert!(line.echoes(), "and no other connection is");
         assert!(!line.answers(END), "until it ends a transaction as well");
         line.proxy.set(Link::Open);
+        wait::until("the reset", PATIENCE, || Ok((line.proxy.connections() == 0).then_some(()))).expect("it is reset");
         line.client = connected(&line.proxy);
         assert!(line.answers(END));
     }

@@ -10,8 +10,18 @@ pub struct Revisions<R> {
     live: Option<Kept<R>>,
     /// Oldest first. Invariant: at most `KEPT_MAX`.
     before: Vec<Kept<R>>,
-    /// The revision that an operator went back from: the same file is not loaded again by itself.
-    set_aside: Option<String>,
+    /// The revisions that an operator went back from, the last one last: their files are not loaded again by themselves.
+    /// Invariant: at most `KEPT_MAX`, and none of them is live.
+    set_aside: Vec<String>,
+}
+
+/// What an operator went back to, and from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rollback {
+    /// The digest that is live instead.
+    pub live: String,
+    /// The digests that were set aside, the last one last.
+    pub set_aside: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -31,17 +41,24 @@ impl<R: Clone> Revisions<R> {
 
     /// No revision yet.
     pub fn new() -> Self {
-        Self { live: None, before: Vec::new(), set_aside: None }
+        Self { live: None, before: Vec::new(), set_aside: Vec::new() }
+    }
+
+    /// As an operator left them who went back, in a host that knows no other revision any more.
+    pub fn after(rollback: Rollback, revision: R) -> Self {
+        let Rollback { live, set_aside } = rollback;
+        Self { live: Some(Kept { digest: live, revision }), before: Vec::new(), set_aside }
     }
 
     /// Whether a file with this digest should be loaded: it is not live and was not rolled back from.
     pub fn wants(&self, digest: &str) -> bool {
-        self.set_aside.as_deref() != Some(digest) && self.live.as_ref().is_none_or(|live| live.digest != digest)
+        self.set_aside.iter().all(|aside| aside != digest)
+            && self.live.as_ref().is_none_or(|live| live.digest != digest)
     }
 
     /// Makes a loaded revision the live one. The one before stays to go back to.
     pub fn install(&mut self, digest: &str, revision: R) {
-        self.set_aside = None;
+        self.set_aside.clear();
         self.before.retain(|kept| kept.digest != digest);
         if let Some(live) = self.live.replace(Kept { digest: digest.to_owned(), revision })
             && live.digest != digest
@@ -58,7 +75,7 @@ impl<R: Clone> Revisions<R> {
         let previous = self.before.pop().ok_or(NoRevisionBefore)?;
         let revision = previous.revision.clone();
         if let Some(bad) = self.live.replace(previous) {
-            self.set_aside = Some(bad.digest);
+            self.set_aside.push(bad.digest);
         }
         Ok(revision)
     }
@@ -78,9 +95,10 @@ impl<R: Clone> Revisions<R> {
         self.before.iter().rev().map(|kept| &kept.revision)
     }
 
-    /// The digest that was rolled back from.
-    pub fn set_aside(&self) -> Option<&str> {
-        self.set_aside.as_deref()
+    /// What an operator went back to and from; `None` where nobody did, or another file has come since.
+    pub fn rollback(&self) -> Option<Rollback> {
+        let live = self.live.as_ref().filter(|_| !self.set_aside.is_empty())?;
+        Some(Rollback { live: live.digest.clone(), set_aside: self.set_aside.clone() })
     }
 }
 
@@ -110,6 +128,10 @@ mod tests {
         assert_eq!(revisions.roll_back(), Ok("a"));
         assert_eq!(revisions.live(), Some(&"a"));
         assert!(!revisions.wants("b"), "the file that was rolled back from still lies in the folder");
+        let mut restarted = Revisions::after(revisions.rollback().expect("there was one"), "a");
+        assert!(!restarted.wants("a") && !restarted.wants("b"), "a restart changes nothing of it");
+        assert_eq!(restarted.rollback(), revisions.rollback());
+        assert_eq!(restarted.roll_back(), Err(NoRevisionBefore));
         assert!(revisions.wants("c"));
         revisions.install("c", "c");
         assert!(revisions.wants("b"), "once another file came, the old one is a new deployment");
@@ -141,17 +163,17 @@ mod tests {
         fn agree_with_a_list_of_what_was_installed(steps in prop::collection::vec(prop::option::weighted(0.7, 0_u8..6), 1..80)) {
             let mut revisions = Revisions::new();
             let mut installed: Vec<u8> = Vec::new();
-            let mut set_aside = None;
+            let mut set_aside = Vec::new();
             for step in steps {
                 match step {
                     Some(digest) => {
                         revisions.install(&digest.to_string(), digest);
                         installed.retain(|other| *other != digest);
                         installed.push(digest);
-                        set_aside = None;
+                        set_aside.clear();
                     }
                     None if installed.len() > 1 => {
-                        set_aside = installed.pop();
+                        set_aside.extend(installed.pop());
                         prop_assert_eq!(revisions.roll_back(), Ok(installed[installed.len() - 1]), "REV-2");
                     }
                     None => prop_assert_eq!(revisions.roll_back(), Err(NoRevisionBefore), "REV-4"),
@@ -162,7 +184,7 @@ mod tests {
                 prop_assert_eq!(before, installed.iter().rev().skip(1).copied().collect::<Vec<_>>());
                 for digest in 0..6 {
                     let live = installed.last() == Some(&digest);
-                    prop_assert_eq!(revisions.wants(&digest.to_string()), !live && set_aside != Some(digest), "REV-4");
+                    prop_assert_eq!(revisions.wants(&digest.to_string()), !live && !set_aside.contains(&digest), "REV-4");
                 }
             }
         }

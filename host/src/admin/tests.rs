@@ -109,7 +109,7 @@ fn orders() -> HandlerView {
         revision: Some("0123456789abcdef".to_owned()),
         since: Some("2026-01-01T00:00:00Z".to_owned()),
         previous: vec!["aaaaaaaaaaaaaaaa".to_owned()],
-        set_aside: None,
+        set_aside: Vec::new(),
         partitions: vec![PartitionView {
             topic: "orders".to_owned(),
             partition: 0,
@@ -286,7 +286,7 @@ async fn a_handler_is_moved_with_what_was_wished_and_refusals_say_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_show_what_the_host_says() {
-    let rolled_back = RolledBack { revision: "aaaa".to_owned(), set_aside: Some("bbbb".to_owned()) };
+    let rolled_back = RolledBack { revision: "aaaa".to_owned(), set_aside: "bbbb".to_owned(), not_kept: None };
     let results = vec![
         Ok(rolled_back.clone()),
         Err(RollBackError::NothingBefore("orders".to_owned())),

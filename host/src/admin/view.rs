@@ -55,8 +55,8 @@ pub struct HandlerView {
     pub since: Option<String>,
     /// The digests to go back to, the nearest first.
     pub previous: Vec<String>,
-    /// The digest that was rolled back from; this file is not loaded again by itself.
-    pub set_aside: Option<String>,
+    /// The digests that were rolled back from, the last one last; these files are not loaded again by themselves.
+    pub set_aside: Vec<String>,
     /// The partitions that are assigned to this host.
     pub partitions: Vec<PartitionView>,
     /// Records of all of them that are behind the end; `None` while that is not known.
@@ -367,5 +367,8 @@ pub struct RolledBack {
     /// The digest that is live now.
     pub revision: String,
     /// The digest that was live before.
-    pub set_aside: Option<String>,
+    pub set_aside: String,
+    /// Why a restart would not know of it: the host's folder `state` can't be written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_kept: Option<String>,
 }

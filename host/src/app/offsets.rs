@@ -10,7 +10,7 @@ use super::view::move_view;
 use super::{databases, embedded_log, refused};
 use crate::admin::MoveView;
 use crate::broker::kafka::Kafka;
-use crate::broker::{Admin, Broker, BrokerError, Selection};
+use crate::broker::{Admin, Broker, BrokerError, Selection, TopicInfo};
 use crate::cli::Failure;
 use crate::cli::offsets::Stands;
 use crate::config::manifest::HandlerSpec;
@@ -24,7 +24,9 @@ use crate::store::offsets::Place;
 pub(crate) async fn stands(config: &Config, name: &str) -> Result<Vec<Stands>, Failure> {
     let spec = handler(config, name)?;
     let database = database(config, &spec).await?;
-    of_group(&*admin(config, true)?, database.as_deref(), &spec, &Selection::default()).await
+    let admin = admin(config, true)?;
+    let found = Selection::default().find(&*admin, &spec.consumer.subscription.topics).await?;
+    of_group(&*admin, database.as_deref(), &spec, &found).await
 }
 
 /// Lets a group that has no members begin elsewhere.
@@ -33,8 +35,9 @@ pub(crate) async fn move_group(config: &Config, name: &str, reset: &Reset) -> Re
     let admin = admin(config, reset.dry_run)?;
     let sql = database(config, &spec).await?;
     let subscription = &spec.consumer.subscription;
-    let stood = of_group(&*admin, sql.as_deref(), &spec, &reset.which).await?;
-    let places = reset.places(&*admin, &subscription.topics).await?;
+    let found = reset.which.find(&*admin, &subscription.topics).await?;
+    let stood = of_group(&*admin, sql.as_deref(), &spec, &found).await?;
+    let places = reset.places(&*admin, &found).await?;
     if !reset.dry_run {
         // First the group: that it has members, nobody else would say.
         let offsets = places.iter().map(|(of, to)| (of.clone(), *to)).collect();
@@ -92,16 +95,16 @@ async fn of_group(
     admin: &dyn Admin,
     database: Option<&dyn Sql>,
     spec: &HandlerSpec,
-    which: &Selection,
+    found: &[TopicInfo],
 ) -> Result<Vec<Stands>, Failure> {
     let subscription = &spec.consumer.subscription;
     // Only for words: a user that may not ask for it sees the rest.
     let mut owners = admin.owners(&subscription.group).await.unwrap_or_default();
     let mut all = Vec::new();
-    for topic in which.find(admin, &subscription.topics).await? {
+    for topic in found {
         let committed: BTreeMap<i32, Option<Offset>> =
             admin.committed(&subscription.group, &topic.name).await?.into_iter().collect();
-        for info in topic.partitions {
+        for info in &topic.partitions {
             let of = TopicPartition::new(topic.name.as_str(), info.partition);
             let row = match database {
                 Some(sql) => row(sql, &subscription.group, &of).await?,

@@ -20,7 +20,7 @@ use crate::admin::{
 };
 use crate::broker::{NotFound, Producer, Selection};
 use crate::consumer::Moved;
-use crate::fleet::{self, Pauses, Reset, ResetError, Roster, Running, State, Where};
+use crate::fleet::{self, Pauses, Reset, ResetError, Rollbacks, Roster, Running, State, Where};
 use crate::metrics::Metrics;
 use crate::settle::Stop;
 
@@ -33,6 +33,7 @@ pub(super) struct View {
     producers: Vec<Arc<dyn Producer>>,
     metrics: Metrics,
     pauses: Arc<Pauses>,
+    rollbacks: Arc<Rollbacks>,
     started: AtomicBool,
     stopping: AtomicBool,
 }
@@ -43,9 +44,10 @@ impl View {
         producers: Vec<Arc<dyn Producer>>,
         metrics: Metrics,
         pauses: Arc<Pauses>,
+        rollbacks: Arc<Rollbacks>,
     ) -> Self {
         let (started, stopping) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { roster, producers, metrics, pauses, started, stopping }
+        Self { roster, producers, metrics, pauses, rollbacks, started, stopping }
     }
 
     /// From now on the host can be ready: everything that it was told to start is started.
@@ -70,7 +72,7 @@ impl View {
                 revision: None,
                 since: None,
                 previous: Vec::new(),
-                set_aside: None,
+                set_aside: Vec::new(),
                 partitions: Vec::new(),
                 lag_records: None,
                 in_flight_records: 0,
@@ -267,9 +269,12 @@ impl admin::Host for View {
             let states = self.roster.states();
             let state = states.get(handler).ok_or_else(|| RollBackError::NoSuchHandler(handler.to_owned()))?;
             let running = state.running.clone().ok_or_else(|| RollBackError::NotRunning(handler.to_owned()))?;
-            let rolled_back = running.live.roll_back().await;
-            let revision = rolled_back.map_err(|_| RollBackError::NothingBefore(handler.to_owned()))?;
-            Ok(RolledBack { revision: revision.to_string(), set_aside: running.live.view().set_aside })
+            let rolled_back = running.live.roll_back(|rollback| RolledBack {
+                revision: rollback.live.clone(),
+                set_aside: rollback.set_aside.last().cloned().unwrap_or_default(),
+                not_kept: self.rollbacks.keep(handler, rollback).err().map(|error| error.to_string()),
+            });
+            rolled_back.await.map_err(|_| RollBackError::NothingBefore(handler.to_owned()))
         }
         .boxed()
     }

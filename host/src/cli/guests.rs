@@ -122,9 +122,15 @@ pub fn run(args: Args) -> Result<(), ClientError> {
         Command::List { json: false } => table(&client.list()?),
         Command::List { json: true } => json(&client.list()?),
         Command::Rollback { handler } => {
-            let RolledBack { revision, set_aside } = client.roll_back(&handler)?;
-            let aside = set_aside.map(|digest| format!("; {} is set aside until another file comes", short(&digest)));
-            format!("{handler}: {} is live again{}", short(&revision), aside.unwrap_or_default())
+            let RolledBack { revision, set_aside, not_kept } = client.roll_back(&handler)?;
+            let (live, aside) = (short(&revision), short(&set_aside));
+            let kept = match not_kept {
+                None => ", also after a restart".to_owned(),
+                Some(error) => {
+                    format!(", but not after a restart: the host's folder `state` can't be written ({error})")
+                }
+            };
+            format!("{handler}: {live} is live again; {aside} is set aside until another file comes{kept}")
         }
     };
     Ok(super::say(&text)?)
@@ -346,9 +352,8 @@ fn notes(handler: &HandlerView) -> Vec<String> {
             ));
         }
     }
-    if let Some(digest) = &handler.set_aside {
-        notes.push(format!("{} was rolled back from and is set aside", short(digest)));
-    }
+    let aside = handler.set_aside.iter().rev();
+    notes.extend(aside.map(|digest| format!("{} was rolled back from and is set aside", short(digest))));
     if !handler.previous.is_empty() {
         let digests: Vec<&str> = handler.previous.iter().map(|digest| short(digest)).collect();
         notes.push(format!("can go back to {}", digests.join(", ")));
@@ -377,7 +382,7 @@ mod tests {
             revision: None,
             since: None,
             previous: Vec::new(),
-            set_aside: None,
+            set_aside: Vec::new(),
             partitions: Vec::new(),
             lag_records: None,
             in_flight_records: 0,
@@ -390,7 +395,7 @@ mod tests {
             revision: Some("0123456789abcdef".to_owned()),
             since: Some("2026-01-01T00:00:00Z".to_owned()),
             previous: vec!["aaaaaaaaaaaaaaaa".to_owned(), "bbbbbbbbbbbbbbbb".to_owned()],
-            set_aside: Some("cccccccccccccccc".to_owned()),
+            set_aside: vec!["cccccccccccccccc".to_owned()],
             lag_records: Some(12),
             in_flight_records: 3,
             ..handler("orders", HandlerState::Running)

@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use tidemill_core::revisions::Rollback;
+
+use crate::attempt::short;
 use crate::broker::BrokerError;
 use crate::config::Problem;
 use crate::guest::LoadError;
@@ -21,6 +24,20 @@ pub enum HandlerError {
         handler: String,
         /// Why.
         cause: LoadError,
+    },
+    /// An operator went back from what lies in its folder, and what ran instead is gone.
+    #[error(
+        "handler `{handler}`: its component was rolled back from, and {} that ran instead is not kept compiled (by this \
+         version of the host); put the file that you want to run into the folder, or remove `{file}` to run this one",
+        short(&.rollback.live)
+    )]
+    RolledBack {
+        /// The handler.
+        handler: String,
+        /// To what, and from what.
+        rollback: Rollback,
+        /// Where that is kept.
+        file: PathBuf,
     },
     /// The component's file can't be read.
     #[error("handler `{handler}`: `{path}` can't be read: {cause}")]
@@ -73,10 +90,18 @@ pub enum HandlerError {
 }
 
 impl HandlerError {
-    /// Whether it may work later with the folder as it is: something else is away.
+    /// Whether it may work later with the folder as it is, and nobody else should wait for it: something else is away.
     pub(super) fn is_passing(&self) -> bool {
-        let Self::Migrations { cause, .. } = self else { return false };
-        matches!(**cause, MigrationError::Database(SqlError::Unavailable(_)))
+        match self {
+            Self::Migrations { cause, .. } => matches!(**cause, MigrationError::Database(SqlError::Unavailable(_))),
+            Self::RolledBack { .. } => true,
+            Self::Manifest(_)
+            | Self::Load { .. }
+            | Self::Unreadable { .. }
+            | Self::MigrationsWhere { .. }
+            | Self::Subscription { .. }
+            | Self::GroupTaken { .. } => false,
+        }
     }
 }
 

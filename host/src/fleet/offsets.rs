@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tidemill_core::record::{Offset, TopicPartition};
 
 use super::Running;
-use crate::broker::{Admin, NotFound, Point, Selection};
+use crate::broker::{Admin, BrokerError, NotFound, Point, Selection, TopicInfo};
 use crate::consumer::{MoveError, Moved};
 
 /// What is to begin where.
@@ -43,16 +43,16 @@ pub enum ResetError {
 }
 
 impl Reset {
-    /// The place in each partition, within what is kept of it.
+    /// The place in each partition of the topics that were found, within what is kept of it.
     pub async fn places(
         &self,
         admin: &dyn Admin,
-        topics: &[String],
-    ) -> Result<BTreeMap<TopicPartition, Offset>, NotFound> {
+        found: &[TopicInfo],
+    ) -> Result<BTreeMap<TopicPartition, Offset>, BrokerError> {
         let mut places = BTreeMap::new();
-        for topic in self.which.find(admin, topics).await? {
-            let found = self.to.find(admin, &topic.name, &topic.partitions).await?;
-            for (info, offset) in topic.partitions.iter().zip(found) {
+        for topic in found {
+            let offsets = self.to.find(admin, &topic.name, &topic.partitions).await?;
+            for (info, offset) in topic.partitions.iter().zip(offsets) {
                 let of = TopicPartition::new(topic.name.as_str(), info.partition);
                 places.insert(of, offset.clamp(info.start, info.end));
             }
@@ -65,7 +65,8 @@ impl Reset {
 pub async fn reset(running: &Running, reset: &Reset) -> Result<Where, ResetError> {
     let admin = running.admin.as_deref().ok_or(ResetError::NoAdmin)?;
     let subscription = &running.spec.consumer.subscription;
-    let places = reset.places(admin, &subscription.topics).await?;
+    let found = reset.which.find(admin, &subscription.topics).await?;
+    let places = reset.places(admin, &found).await.map_err(NotFound::from)?;
     let moved = if reset.dry_run {
         let here = running.membership.partitions();
         let stands = here.iter().filter_map(|view| Some((view, *places.get(&view.from)?)));

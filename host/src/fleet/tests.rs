@@ -129,6 +129,11 @@ impl World {
     async fn new() -> Self {
         let broker = Watched::new(|_, _| ());
         broker.admin().expect("an admin").create_topic("in", 1, None).await.expect("the topic is made");
+        Self::on(broker, tempfile::tempdir().expect("a folder"))
+    }
+
+    /// A host on this broker and folder.
+    fn on(broker: Watched, home: TempDir) -> Self {
         let producer = broker.producer(&BTreeMap::new()).expect("a producer");
         let metrics = Metrics::new();
         let backends = Backends {
@@ -137,7 +142,7 @@ impl World {
             secrets: BTreeMap::new(),
             producer: Arc::clone(&producer),
         };
-        let home = tempfile::tempdir().expect("a folder");
+        let state = home.path().join(".state");
         let parts = Parts {
             broker: broker.clone(),
             producer,
@@ -145,11 +150,21 @@ impl World {
             backends,
             metrics: metrics.clone(),
             budget: Budget::new(usize::MAX, metrics.held_bytes()),
-            pauses: Arc::new(Pauses::new(&home.path().join(".state"))),
+            pauses: Arc::new(Pauses::new(&state)),
+            rollbacks: Arc::new(Rollbacks::new(&state)),
         };
         let roster = Arc::<Roster>::default();
         let fleet = Fleet::new(home.path().to_owned(), parts, Arc::clone(&roster));
         Self { home, fleet, broker, roster, metrics, written: Cell::new(0) }
+    }
+
+    /// The host ends, and another one starts in its place.
+    async fn restarted(self) -> Self {
+        let Self { home, fleet, broker, written, .. } = self;
+        fleet.stop_all().await;
+        let mut world = Self { written, ..Self::on(broker, home) };
+        world.fleet.start().await.expect("the host starts");
+        world
     }
 
     /// With a handler `h` that runs this component.
@@ -190,7 +205,7 @@ impl World {
         let short = crate::attempt::short(&live);
         let seen = format!("tidemill_guest_live{{handler=\"h\",revision=\"{short}\"}} 1");
         assert!(self.metrics.render().contains(&seen), "the metrics say that another one is live");
-        *live == *crate::guest::tests::digest(component)
+        *live == *digest(component)
     }
 
     fn refused(&self, name: &str) -> Option<String> {

@@ -89,7 +89,7 @@ fn exports(names: &[String]) -> String {
 }
 
 /// The digest of a component's bytes: the name of its revision.
-pub(super) fn digest(bytes: &[u8]) -> String {
+pub(crate) fn digest(bytes: &[u8]) -> String {
     use std::fmt::Write;
     let mut text = String::with_capacity(64);
     for byte in Sha256::digest(bytes) {
@@ -157,7 +157,27 @@ pub(super) async fn load(engine: &Arc<Engine>, plan: &Plan, bytes: Vec<u8>) -> R
     let digest: Arc<str> = digest(&bytes).into();
     let compiled =
         engine.compile(Arc::clone(&digest), bytes).await.map_err(|error| LoadError::Host(error.to_string()))?;
-    let component = compiled.map_err(|error| LoadError::Broken(one_line(&error)))?;
+    take(engine, plan, digest, compiled.map_err(|error| LoadError::Broken(one_line(&error)))?).await
+}
+
+/// The same with a component of which only what it was compiled to is kept; `None` if it is not.
+pub(super) async fn load_kept(
+    engine: &Arc<Engine>,
+    plan: &Plan,
+    digest: Arc<str>,
+) -> Result<Option<Arc<Revision>>, LoadError> {
+    match engine.kept(&digest) {
+        Some(component) => take(engine, plan, digest, component).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+async fn take(
+    engine: &Arc<Engine>,
+    plan: &Plan,
+    digest: Arc<str>,
+    component: Component,
+) -> Result<Arc<Revision>, LoadError> {
     let imports = check_imports(engine, &component, &plan.granted)?;
     let packs = check_exports(engine, &component)?;
     let linked = engine.linker().instantiate_pre(&component).and_then(|pre| Entry::new(pre, packs));

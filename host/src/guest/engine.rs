@@ -105,6 +105,11 @@ impl Engine {
         tokio::task::spawn_blocking(move || inner.compile(&digest, &bytes)).await
     }
 
+    /// The compiled component of this digest, if it is kept.
+    pub(super) fn kept(&self, digest: &str) -> Option<Component> {
+        self.inner.cache.as_ref()?.get(&self.inner.wasm, digest)
+    }
+
     /// Lets idle instances of this revision be found when others need room.
     pub(super) fn register(&self, revision: &Arc<Revision>) {
         self.inner.revisions().push(Arc::downgrade(revision));

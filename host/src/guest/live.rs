@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use tidemill_core::revisions::{NoRevisionBefore, Revisions};
+use tidemill_core::revisions::{NoRevisionBefore, Revisions, Rollback};
 use tokio::time::Instant;
 
 use super::check::{self, LoadError, Plan, digest};
@@ -45,8 +45,8 @@ pub struct View {
     pub idle: usize,
     /// The revisions to go back to, the nearest first.
     pub before: Vec<Before>,
-    /// The digest that an operator went back from: that file is not loaded again by itself.
-    pub set_aside: Option<String>,
+    /// The digests that an operator went back from, the last one last: those files are not loaded again by themselves.
+    pub set_aside: Vec<String>,
 }
 
 /// An earlier revision.
@@ -81,15 +81,41 @@ impl LiveHandler {
         let revision = check::load(engine, &plan, bytes).await?;
         let mut revisions = Revisions::new();
         revisions.install(revision.digest(), Arc::clone(&revision));
-        Ok(Self {
+        Ok(Self::new(engine, plan, metrics, revision, revisions))
+    }
+
+    /// The same with what an operator went back to, of which the file is gone; `None` if it is not kept compiled either.
+    pub async fn load_kept(
+        engine: &Arc<Engine>,
+        spec: &HandlerSpec,
+        backends: &Backends,
+        metrics: Arc<HandlerMetrics>,
+        rollback: Rollback,
+    ) -> Result<Option<Self>, LoadError> {
+        let plan = Plan::new(spec, backends, &metrics)?;
+        let revision = check::load_kept(engine, &plan, rollback.live.as_str().into()).await?;
+        Ok(revision.map(|revision| {
+            let revisions = Revisions::after(rollback, Arc::clone(&revision));
+            Self::new(engine, plan, metrics, revision, revisions)
+        }))
+    }
+
+    fn new(
+        engine: &Arc<Engine>,
+        plan: Plan,
+        metrics: Arc<HandlerMetrics>,
+        live: Arc<Revision>,
+        revisions: Revisions<Arc<Revision>>,
+    ) -> Self {
+        Self {
             engine: Arc::clone(engine),
             plan,
             metrics,
-            live: ArcSwap::new(revision),
+            live: ArcSwap::new(live),
             since: Mutex::new(Timestamp::now()),
             revisions: Mutex::new(revisions),
             loading: tokio::sync::Mutex::default(),
-        })
+        }
     }
 
     /// The digest of the live revision.
@@ -130,14 +156,20 @@ impl LiveHandler {
         Ok(Ok(()))
     }
 
-    /// Goes back to the revision before and sets the live one aside. Returns the digest that is live now.
-    pub async fn roll_back(&self) -> Result<Arc<str>, NoRevisionBefore> {
+    /// Goes back to the revision before and sets the live one aside. Returns what `keep` makes of it, before another component
+    /// can take over.
+    pub async fn roll_back<T>(&self, keep: impl FnOnce(&Rollback) -> T) -> Result<T, NoRevisionBefore> {
         let _loading = self.loading.lock().await;
         let revision = self.revisions().roll_back()?;
-        let digest = Arc::clone(revision.digest());
         self.take_over(revision);
         self.metrics.rollbacks.inc();
-        Ok(digest)
+        let rollback = self.rollback().expect("going back sets the live one aside");
+        Ok(keep(&rollback))
+    }
+
+    /// What an operator went back to and from, as long as no other file has come.
+    pub fn rollback(&self) -> Option<Rollback> {
+        self.revisions().rollback()
     }
 
     /// What an operator is shown.
@@ -152,7 +184,7 @@ impl LiveHandler {
             in_flight: live.in_flight(),
             idle: live.idle(),
             before: before.map(|old| Before { digest: Arc::clone(old.digest()), in_flight: old.in_flight() }).collect(),
-            set_aside: revisions.set_aside().map(str::to_owned),
+            set_aside: revisions.rollback().map(|rollback| rollback.set_aside).unwrap_or_default(),
         }
     }
 

@@ -83,10 +83,6 @@ pub(crate) fn prebuilt(name: &str) -> Vec<u8> {
 }
 
 /// The name of a component's revision.
-pub(crate) fn digest(component: &[u8]) -> String {
-    super::check::digest(component)
-}
-
 fn spec(manifest: &str) -> HandlerSpec {
     let folder = tempfile::tempdir().expect("a folder");
     let own = folder.path().join("h");

@@ -117,6 +117,18 @@ fn a_redelivery_from_below_a_commit_is_seen() {
 }
 
 #[test]
+fn what_a_host_had_in_hand_that_stood_still_may_come_late_and_nothing_else() {
+    let mut woken = evidence(&[0, 1, 2], &[1, 2, 0]);
+    woken.late = BTreeSet::from([place(0)]);
+    check(&woken, 0).unwrap();
+    woken.stored = evidence(&[], &[2, 1, 0]).stored;
+    faulty(woken, |fault| matches!(fault, Fault::OutOfOrder(place) if place.offset == 1));
+    let mut twice = evidence(&[0, 1], &[0, 1, 0]);
+    twice.late = BTreeSet::from([place(0)]);
+    faulty(twice, |fault| matches!(fault, Fault::Repeated { count: 1, bound: 0 }));
+}
+
+#[test]
 fn one_who_read_along_and_saw_something_else_is_believed() {
     let mut watched = evidence(&[0, 1], &[0, 1]);
     watched.read_along = Some(BTreeSet::from([0, 1]));

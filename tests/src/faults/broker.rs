@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use xtask::lab::wait;
 
+use super::host;
 use super::stage::{DEADLINE, Stage};
 use crate::topics;
 
@@ -33,11 +34,13 @@ pub(super) fn killed(stage: &mut Stage) -> Result<()> {
 pub(super) fn killed_with_host(stage: &mut Stage) -> Result<()> {
     let moment = stage.amid(0)?;
     stage.kafka()?.kill(1)?;
-    stage.hosts[0].kill()?;
-    stage.may_redeliver(&moment);
+    host::kill_for_good(stage, 0)?;
     thread::sleep(AWAY);
     stage.kafka()?.start(1)?;
     let serves = Instant::now();
+    // Nobody works: what is stored and what is committed stand still.
+    let (partitions, committed) = (stage.partitions(), stage.committed()?);
+    stage.may_redeliver_what_is_stored(&partitions, &committed)?;
     stage.replace(0)?;
     stage.recover(&moment, serves)
 }

@@ -33,17 +33,23 @@ pub(super) fn only_one_killed(stage: &mut Stage) -> Result<()> {
 fn kill(stage: &mut Stage, victim: usize) -> Result<(Moment, Instant)> {
     thread::sleep(stage.moment_within(RANDOM_MAX));
     let partitions = stage.partitions_of(victim)?;
-    let sessions = sessions(stage)?;
     let moment = stage.amid(victim)?;
+    let struck = kill_for_good(stage, victim)?;
+    let committed = stage.committed()?;
+    stage.may_redeliver_what_is_stored(&partitions, &committed)?;
+    Ok((moment, struck))
+}
+
+/// Kills a host, and waits until nothing comes of what it had asked for.
+pub(super) fn kill_for_good(stage: &mut Stage, victim: usize) -> Result<Instant> {
+    let before = sessions(stage)?;
     stage.hosts[victim].kill()?;
     let struck = Instant::now();
     // What it had sent the database does to its end.
     wait::until("the dead host's sessions to end", DEADLINE, || {
-        Ok((self::sessions(stage)? < sessions || sessions == 0).then_some(()))
+        Ok((sessions(stage)? < before || before == 0).then_some(()))
     })?;
-    let committed = stage.committed()?;
-    stage.may_redeliver_what_is_stored(&partitions, &committed)?;
-    Ok((moment, struck))
+    Ok(struck)
 }
 
 /// Sessions of hosts in the database.
@@ -96,6 +102,7 @@ pub(super) fn frozen(stage: &mut Stage) -> Result<()> {
     stage.hosts[0].pause()?;
     let struck = Instant::now();
     stage.may_redeliver_since(&moment)?;
+    stage.may_come_late()?;
     stage.join()?;
     stage.recover(&moment, struck)?;
     stage.hosts[0].resume()?;
@@ -108,6 +115,7 @@ pub(super) fn woken(stage: &mut Stage) -> Result<()> {
     let moment = stage.amid(0)?;
     stage.hosts[0].pause()?;
     stage.may_redeliver_since(&moment)?;
+    stage.may_come_late()?;
     stage.join()?;
     stage.wait_until_at_work(1)?;
     stage.hosts[0].resume()?;

@@ -2,7 +2,7 @@
 
 mod moments;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -18,6 +18,7 @@ use super::scene::{Membership, Scene, Standing};
 use crate::checker::{self, Commit, Evidence, Expired, Verdict};
 use crate::client::{Load, Report, Running};
 use crate::host::{Host, Setup};
+use crate::ledger::Place;
 use crate::results::Results;
 use crate::sampler::Sampler;
 use crate::scenario::{Scenario, dead_letters};
@@ -60,6 +61,8 @@ pub struct Stage<'a> {
     in_hand: usize,
     /// What may be lost, by partition, in a mode that commits first.
     lost: BTreeMap<i32, usize>,
+    /// What may be settled behind later records of its key.
+    late: BTreeSet<Place>,
     recoveries: Vec<Duration>,
     injected: usize,
     dice: fastrand::Rng,
@@ -129,6 +132,7 @@ impl<'a> Stage<'a> {
             moments: Vec::new(),
             in_hand: 0,
             lost: BTreeMap::new(),
+            late: BTreeSet::new(),
             recoveries: Vec::new(),
             injected: 0,
             dice: fastrand::Rng::with_seed(seed),
@@ -277,7 +281,7 @@ impl<'a> Stage<'a> {
     fn evidence(&self, commits: Vec<Commit>) -> Result<Evidence> {
         let moments = self.moments.iter().map(Moment::standing).collect();
         let evidence = self.scenario.evidence_in(&self.results, commits)?;
-        Ok(Evidence { moments, expired: self.expired.clone(), ..evidence })
+        Ok(Evidence { moments, expired: self.expired.clone(), late: self.late.clone(), ..evidence })
     }
 
     /// The name of the topic for dead letters.

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use tests::client::Load;
-use tests::host::{self, Handler};
+use tests::host::{self, Handler, Host};
 use tests::scenario::Scenario;
 use tests::{names, servers, topics};
 use xtask::lab::wait;
@@ -59,6 +60,49 @@ fn a_swap_every_second_under_load_loses_and_repeats_nothing() -> Result<()> {
     assert!(sent.iter().all(|value| forwarded.get(value) == Some(&1)), "each was forwarded once");
     assert_eq!(forwarded.len(), sent.len());
     Ok(())
+}
+
+#[test]
+fn what_was_rolled_back_stays_so_over_a_restart_until_another_file_comes() -> Result<()> {
+    let _machine = servers::in_company();
+    let scenario = Scenario::new(2)?;
+    let state = tempfile::tempdir()?;
+    let setup = |component: &[u8]| {
+        let setup = scenario.setup().ahead(&format!("state = \"{}\"\n\n", state.path().display()));
+        setup.handler(scenario.handler("commit_interval = \"20ms\"").component(component))
+    };
+    let good = host::guest_bytes("store")?;
+    // It refuses every record of this test.
+    let (bad, mended) = (host::guest_bytes("weather")?, host::with_another_digest(&good, 1));
+    let mut first = setup(&good).start()?;
+    let digest = live(&first)?;
+    first.swap_bytes(&scenario.handler, &bad)?;
+    wait::until("the bad build to be live", DEADLINE, || Ok((live(&first)? != digest).then_some(())))?;
+    let told = first.ask(&["guests", "rollback", &scenario.handler])?;
+    ensure!(told.contains("set aside until another file comes, also after a restart"), "{told}");
+    assert_eq!(first.terminate(DEADLINE)?.code, Some(0));
+
+    let mut second = setup(&bad).start()?;
+    assert_eq!(live(&second)?, digest, "the bad file lies in the folder, and does not run");
+    let list = second.ask(&["guests", "list"])?;
+    ensure!(list.contains("was rolled back from and is set aside"), "{list}");
+    scenario.send(&second, &Load::batches("load", 200))?;
+    scenario.wait_until_committed(DEADLINE)?;
+    second.swap_bytes(&scenario.handler, &mended)?;
+    wait::until("the mended build to be live", DEADLINE, || Ok((live(&second)? != digest).then_some(())))?;
+    assert_eq!(second.terminate(DEADLINE)?.code, Some(0));
+    let summary = scenario.judge(Vec::new(), 0)??;
+    assert_eq!((summary.stored, summary.dead), (200, 0));
+
+    let third = setup(&bad).start()?;
+    ensure!(live(&third)? != digest, "after another file it is a deployment like any other");
+    Ok(())
+}
+
+/// The digest that the host's only handler runs.
+fn live(host: &Host) -> Result<String> {
+    let handlers: Value = serde_json::from_str(&host.ask(&["guests", "list", "--json"])?)?;
+    Ok(handlers[0]["revision"].as_str().context("a handler that runs")?.to_owned())
 }
 
 #[test]

@@ -65,7 +65,7 @@ async fn what_an_operator_went_back_from_is_not_taken_again_until_the_file_chang
     world.put("h/h.wasm", guest(2));
     world.follow().await;
     let running = world.running("h");
-    running.live.roll_back().await.expect("there is one before");
+    running.live.roll_back(|_| ()).await.expect("there is one before");
     world.follow().await;
     assert!(world.runs(&guest(1)));
     // The same bytes, copied once more.
@@ -78,6 +78,52 @@ async fn what_an_operator_went_back_from_is_not_taken_again_until_the_file_chang
     assert!(world.runs(&guest(3)));
     world.store(1).await;
     world.committed("h", 1).await;
+}
+
+#[tokio::test]
+async fn what_an_operator_went_back_from_is_not_taken_after_a_restart_either() {
+    let mut world = World::with(&guest(1)).await;
+    world.put("h/h.wasm", guest(2));
+    world.follow().await;
+    let rollbacks = Arc::clone(&world.fleet.parts.rollbacks);
+    let kept = world.running("h").live.roll_back(|rollback| rollbacks.keep("h", rollback)).await;
+    kept.expect("there is one before").expect("it is kept");
+    let mut world = world.restarted().await;
+    assert!(world.runs(&guest(1)), "of a file that is gone");
+    world.put("h/handler.toml", format!("{MANIFEST}concurrency = 2\n"));
+    world.follow().await;
+    assert!(world.runs(&guest(1)), "a changed manifest changes nothing of it");
+    assert_eq!(world.running("h").live.view().set_aside, [digest(&guest(2))]);
+    world.store(1).await;
+    world.committed("h", 1).await;
+    for number in [3, 2] {
+        world.put("h/h.wasm", guest(number));
+        world.follow().await;
+        assert!(world.runs(&guest(number)), "once another file came, the old one is a new deployment");
+    }
+    assert!(world.restarted().await.runs(&guest(2)));
+}
+
+#[tokio::test]
+async fn one_whose_good_build_is_gone_waits_for_a_file_and_holds_nobody_up() {
+    let mut world = World::new().await;
+    for name in ["h", "other"] {
+        world.put(&format!("{name}/handler.toml"), MANIFEST.replace("topics", &format!("group = \"{name}\"\ntopics")));
+        world.put(&format!("{name}/{name}.wasm"), guest(2));
+    }
+    let rollback = Rollback { live: "0".repeat(64), set_aside: vec![digest(&guest(2))] };
+    world.fleet.parts.rollbacks.keep("h", &rollback).expect("it is kept");
+    world.fleet.start().await.expect("the host starts");
+    world.running("other");
+    let why = world.refused("h").expect("it does not run");
+    assert!(
+        why.contains("000000000000 that ran instead is not kept compiled") && why.contains("rolled-back/h"),
+        "{why}"
+    );
+    world.put("h/h.wasm", guest(1));
+    world.follow().await;
+    assert!(world.runs(&guest(1)));
+    assert_eq!(world.fleet.parts.rollbacks.of("h"), None, "it is over");
 }
 
 /// Runs a handler from this file, then deploys another component.

@@ -4,7 +4,7 @@ use std::pin::pin;
 
 use futures_util::poll;
 use tidemill_core::retry::Class;
-use tidemill_core::revisions::NoRevisionBefore;
+use tidemill_core::revisions::{NoRevisionBefore, Rollback};
 
 use super::*;
 
@@ -111,20 +111,21 @@ async fn a_file_that_can_not_be_taken_changes_nothing() {
 async fn going_back_sets_the_file_aside_until_another_comes() {
     let [first, second, third] = [1, 2, 3].map(|mark| Odd { mark, ..Odd::default() }.build());
     let live = Test::default().load(first.clone()).await.expect("it loads");
-    assert_eq!(live.roll_back().await, Err(NoRevisionBefore));
+    assert_eq!(live.roll_back(Rollback::clone).await, Err(NoRevisionBefore));
     let old = live.digest();
     assert!(!live.wants(&first), "it is live");
     live.swap(second.clone()).await.expect("it loads");
     let bad = live.digest();
-    assert_eq!(live.roll_back().await, Ok(Arc::clone(&old)));
-    assert_eq!(live.view().set_aside.as_deref(), Some(&*bad));
+    let rollback = Rollback { live: old.to_string(), set_aside: vec![bad.to_string()] };
+    assert_eq!(live.roll_back(Rollback::clone).await, Ok(rollback.clone()));
+    assert_eq!((live.rollback(), live.view().set_aside), (Some(rollback), vec![bad.to_string()]));
     assert!(!live.wants(&second));
     live.swap(second).await.expect("nothing is done");
     assert_eq!(live.digest(), old);
     assert_eq!(call(&live, 1).await, Ok(vec![Outcome::Skip]));
     assert_eq!(live.view().idle, 1, "it keeps instances again");
     live.swap(third).await.expect("it loads");
-    assert_eq!(live.view().set_aside, None);
+    assert_eq!(live.rollback(), None);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! The moments at which faults come: that something is in flight, what may come again because of them, and when all is well.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -153,21 +153,37 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// The same in a mode that commits first, before anybody else has these partitions: what is committed and not settled.
+    /// Notes that a host which stands still, and will go on, may settle what it has in hand behind what others settle meanwhile:
+    /// in a mode that commits first nobody else is given it.
+    pub fn may_come_late(&mut self) -> Result<()> {
+        if self.mode.promise == Promise::NothingRepeated {
+            let unsettled = self.committed_and_unsettled(&self.partitions())?;
+            self.late.extend(unsettled.into_values().flatten());
+        }
+        Ok(())
+    }
+
+    /// The same as [`Self::may_redeliver`] in a mode that commits first, before anybody else has these partitions.
     fn may_lose(&mut self, partitions: &[i32]) -> Result<()> {
+        let unsettled = self.committed_and_unsettled(partitions)?;
+        // What was lost at an earlier fault is in it.
+        self.lost.extend(unsettled.into_iter().map(|(partition, places)| (partition, places.len())));
+        self.in_hand = self.lost.values().sum();
+        Ok(())
+    }
+
+    /// What is committed of partitions, and not settled.
+    fn committed_and_unsettled(&self, partitions: &[i32]) -> Result<BTreeMap<i32, Vec<Place>>> {
         let committed = self.committed()?;
         let (stored, dead) = (self.results.stored()?, self.scenario.dead()?);
         let settled: BTreeSet<Place> = stored.iter().chain(&dead).map(|stored| stored.place).collect();
-        for partition in partitions {
+        let of = |partition: i32| {
             let end =
-                usize::try_from(*partition).ok().and_then(|partition| committed.get(partition)).copied().unwrap_or(0);
-            let at = |offset| Place { partition: *partition, offset };
-            let gap = usize::try_from(end)?.saturating_sub(settled.range(at(0)..at(end)).count());
-            // What was lost at an earlier fault is in it.
-            self.lost.insert(*partition, gap);
-        }
-        self.in_hand = self.lost.values().sum();
-        Ok(())
+                usize::try_from(partition).ok().and_then(|partition| committed.get(partition)).copied().unwrap_or(0);
+            let all = (0..end).map(|offset| Place { partition, offset });
+            (partition, all.filter(|place| !settled.contains(place)).collect())
+        };
+        Ok(partitions.iter().copied().map(of).collect())
     }
 
     /// Waits until all that the topic had at a moment is committed.
