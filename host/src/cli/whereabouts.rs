@@ -127,10 +127,10 @@ async fn asked(host: HostArgs, place: Place) -> Result<(Vec<WhereView>, Option<S
     };
     let mut silent = Vec::new();
     for error in failed {
-        match error {
-            ClientError::NoHost { .. } => silent.push(error.to_string()),
-            error => return Err(error.into()),
+        if !matches!(error, ClientError::NoHost { .. }) {
+            return Err(error.into());
         }
+        silent.push(error.to_string());
     }
     Ok((views, (!silent.is_empty()).then(|| silent.join("; "))))
 }

@@ -257,9 +257,11 @@ mod tests {
         assert_eq!(places, [Some(20), Some(21), Some(11)]);
         let sent = producer.sent.lock().expect("not poisoned");
         let read = |records: &Vec<Outgoing>| {
-            let behind = |outgoing| match Entry::of(&in_the_log(outgoing)) {
-                Entry::Parked(Written { source, behind, .. }) => (source.offset, behind),
-                other => panic!("{other:?} is no parked record"),
+            let behind = |outgoing| {
+                let Entry::Parked(Written { source, behind, .. }) = Entry::of(&in_the_log(outgoing)) else {
+                    panic!("it is parked")
+                };
+                (source.offset, behind)
             };
             records.iter().map(behind).collect::<Vec<_>>()
         };
