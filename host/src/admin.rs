@@ -24,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::config::{Config, InvalidConfig};
 pub use self::view::{
-    Elsewhere, ErrorView, HandlerState, HandlerView, Missing, MoveBody, MoveView, MovedView, ParkedView, PartitionView,
-    PauseView, Readiness, RolledBack, StoppedView, UnparkRequest, Unparked, WhereState, WhereView,
+    Elsewhere, ErrorView, HandlerState, HandlerView, Missing, MoveBody, MoveView, MovedView, ParkedKeyView, ParkedView,
+    PartitionView, PauseView, Reach, Readiness, RolledBack, Silent, StoppedView, UnparkRequest, Unparked, WhereState,
+    WhereView,
 };
 use crate::http::{self, BindError, Listener, Token};
 use crate::metrics::{self, Metrics};
@@ -44,11 +45,11 @@ pub trait Host: Send + Sync + 'static {
     /// Where a record stands with each handler of this host that reads its topic.
     fn whereabouts(&self, from: TopicPartition, offset: Offset) -> BoxFuture<'_, Vec<WhereView>>;
 
-    /// A handler's parked keys, of the partitions of this host; `None` if it does not run.
-    fn parked<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Option<Vec<ParkedView>>>;
+    /// A handler's parked keys, of the partitions of this host.
+    fn parked<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Result<ParkedView, ParkedError>>;
 
-    /// Tries parked keys of a handler again, of the partitions of this host; `None` if it does not run.
-    fn unpark<'a>(&'a self, handler: &'a str, request: UnparkRequest) -> BoxFuture<'a, Option<Unparked>>;
+    /// Tries parked keys of a handler again, of the partitions of this host.
+    fn unpark<'a>(&'a self, handler: &'a str, request: UnparkRequest) -> BoxFuture<'a, Result<Unparked, ParkedError>>;
 
     /// Lets partitions of a handler begin elsewhere, for whoever reads them from now on.
     fn move_offsets<'a>(&'a self, handler: &'a str, wish: &'a MoveBody)
@@ -56,6 +57,17 @@ pub trait Host: Send + Sync + 'static {
 
     /// Makes the revision before the live one of a handler live again.
     fn roll_back<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Result<RolledBack, RollBackError>>;
+}
+
+/// Why nobody was asked for parked keys.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParkedError {
+    /// The handler does not run.
+    #[error("no handler `{0}` runs here; `tidemill guests list` shows those that do")]
+    NotRunning(String),
+    /// It has no such partitions.
+    #[error("{0}")]
+    Invalid(String),
 }
 
 /// Why a handler's offsets were not moved.
@@ -246,8 +258,8 @@ async fn whereabouts(
 
 async fn parked(State(endpoint): State<Arc<Endpoint>>, _: Admitted, UrlPath(handler): UrlPath<String>) -> Response {
     match endpoint.host.parked(&handler).await {
-        Some(parked) => Json(parked).into_response(),
-        None => does_not_run(&handler),
+        Ok(parked) => Json(parked).into_response(),
+        Err(cause) => not_asked(&cause),
     }
 }
 
@@ -268,19 +280,22 @@ async fn unpark(
     }
     let is_dry = request.dry_run;
     match endpoint.host.unpark(&handler, request).await {
-        Some(done) => {
+        Ok(done) => {
             if !is_dry {
                 tracing::warn!(handler, keys = done.keys, records = done.records, "unparked");
             }
             Json(done).into_response()
         }
-        None => does_not_run(&handler),
+        Err(cause) => not_asked(&cause),
     }
 }
 
-fn does_not_run(handler: &str) -> Response {
-    let detail = format!("no handler `{handler}` runs here; `tidemill guests list` shows those that do");
-    error(StatusCode::NOT_FOUND, "no-such-handler", &detail)
+fn not_asked(cause: &ParkedError) -> Response {
+    let (status, code) = match cause {
+        ParkedError::NotRunning(_) => (StatusCode::NOT_FOUND, "no-such-handler"),
+        ParkedError::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid"),
+    };
+    error(status, code, &cause.to_string())
 }
 
 async fn roll_back(State(endpoint): State<Arc<Endpoint>>, _: Admitted, UrlPath(handler): UrlPath<String>) -> Response {

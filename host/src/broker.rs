@@ -461,7 +461,7 @@ pub trait Admin: Send + Sync + 'static {
         std::future::ready(Ok(BTreeMap::new())).boxed()
     }
 
-    /// Reads partitions outside any group, from the given offsets; for `topic tail`.
+    /// Reads partitions outside any group, from the given offsets, at most so many records and a few megabytes at once.
     fn read(
         &self,
         topic: &str,

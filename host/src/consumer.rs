@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use self::asked::{Choice, NoAnswer, ParkedKey, Standing};
+pub use self::asked::{Choice, NoAnswer, ParkedKey, ParkedKeys, Standing};
 pub use self::budget::Budget;
 use self::commit::Committer;
 pub use self::commit::database::OffsetStore;
@@ -66,7 +66,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// How long calls in hand may go on: the rest of the drain deadline is for giving back.
+    /// How long calls in hand may go on while other partitions wait: the rest of the drain deadline is for giving back.
     fn drain_time(&self) -> Duration {
         self.drain_deadline - GIVE_BACK_TIME.min(self.drain_deadline / 4)
     }
@@ -396,7 +396,8 @@ impl<B: Broker> Group<B> {
         for assigned in &leaving {
             assigned.revoked.cancel();
         }
-        let deadline = started + self.config.drain_time();
+        let others_stay = !self.assigned.is_empty();
+        let deadline = started + if others_stay { self.config.drain_time() } else { self.config.drain_deadline };
         let all = leaving.iter().chain(self.assigned.values()).map(|assigned| Arc::clone(&assigned.progress));
         let all: Vec<Arc<Progress>> = all.collect();
         for assigned in &mut leaving {

@@ -16,6 +16,8 @@ pub(crate) enum Fault {
     CommitPastGap,
     /// A record is settled once its dead letter is on its way, not once it is acknowledged.
     LetterNotAwaited,
+    /// A record is settled once it is on its way to the parked topic, not once that is acknowledged.
+    ParkedNotAwaited,
     /// Offsets are committed beside the transaction that their outputs are in, and before it.
     OffsetsOutsideTransaction,
     /// What a transaction held is sent again at once when nobody knows whether it was committed.
@@ -28,12 +30,13 @@ pub(crate) enum Fault {
 
 /// All of them.
 #[cfg(feature = "fault-injection")]
-const ALL: [Fault; 9] = [
+const ALL: [Fault; 10] = [
     Fault::CommitBeforeSuccess,
     Fault::IgnoreEpoch,
     Fault::DropOnFull,
     Fault::CommitPastGap,
     Fault::LetterNotAwaited,
+    Fault::ParkedNotAwaited,
     Fault::OffsetsOutsideTransaction,
     Fault::NewTransactionAfterUnknown,
     Fault::OffsetApart,
@@ -73,6 +76,7 @@ impl Fault {
             Fault::DropOnFull => "drop-on-full",
             Fault::CommitPastGap => "commit-past-gap",
             Fault::LetterNotAwaited => "letter-not-awaited",
+            Fault::ParkedNotAwaited => "parked-not-awaited",
             Fault::OffsetsOutsideTransaction => "offsets-outside-transaction",
             Fault::NewTransactionAfterUnknown => "new-transaction-after-unknown",
             Fault::OffsetApart => "offset-apart",

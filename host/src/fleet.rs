@@ -7,6 +7,7 @@
 mod error;
 mod hazards;
 mod offsets;
+mod parked;
 mod pauses;
 mod rollbacks;
 mod roster;
@@ -26,7 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::error::HandlerError;
 use self::hazards::Lookout;
-pub use self::offsets::{Reset, ResetError, Where, reset};
+pub use self::offsets::{Elsewhere, Reset, ResetError, Where, reset};
+pub use self::parked::{Reached, parked, unpark};
 pub use self::pauses::Pauses;
 pub use self::rollbacks::Rollbacks;
 pub use self::roster::{Roster, Running, State};

@@ -56,6 +56,7 @@ pub const BREAKAGES: &[Breakage] = &[
         story: Story::Own(commit_past_gap),
     },
     Breakage { name: "letter-not-awaited", by: &["nothing lost"], story: Story::Own(letter_not_awaited) },
+    Breakage { name: "parked-not-awaited", by: &["nothing lost"], story: Story::Own(parked_not_awaited) },
     Breakage {
         name: "offsets-outside-transaction",
         by: &["nothing lost"],
@@ -183,6 +184,15 @@ fn commit_past_gap() -> Result<Faults> {
 
 /// There is no topic for dead letters: a host that does not wait for the letter goes on without it.
 fn letter_not_awaited() -> Result<Faults> {
+    not_written("letter-not-awaited", "")
+}
+
+/// The same with no topic for parked keys.
+fn parked_not_awaited() -> Result<Faults> {
+    not_written("parked-not-awaited", "retry.exhausted = \"park\"\n")
+}
+
+fn not_written(breakage: &str, manifest: &str) -> Result<Faults> {
     let scenario = Scenario::without_letters(&servers::kafka(), 1, Sink::at(String::new()))?;
     let out = names::unique("out");
     topics::create(&scenario.bootstrap, &out, 1)?;
@@ -190,7 +200,7 @@ fn letter_not_awaited() -> Result<Faults> {
     scenario.write_past_ingest(&[Odd::new("dead", "a key of its own", RawHeader::new("poison", "never"))])?;
     let commits = scenario.watch(&scenario.handler, &results)?;
     let host = Setup::on_kafka(&scenario.bootstrap, &[&scenario.topic]);
-    let broken = host.handler(forwarding(&scenario, &out, "")).fault("letter-not-awaited").start()?;
+    let broken = host.handler(forwarding(&scenario, &out, manifest)).fault(breakage).start()?;
     scenario.send(&broken, &Load::batches("load", 500))?;
     scenario.wait_until_committed(DEADLINE)?;
     let evidence = scenario.evidence_in(&results, commits.stop()?)?;

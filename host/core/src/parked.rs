@@ -4,6 +4,9 @@
 //! what was acknowledged there, or what is read there when the partition is assigned, and come to the same (PARK-2).
 //! While a key has records here, the source's records of it are set aside behind them (PARK-1). An operator or another
 //! revision lets it be tried again: then its records are handed out in order, each once until it fails again.
+//!
+//! What the source delivers once more is not parked twice, unless something that came before it is parked behind it: then
+//! the key's records are handled as they lie, and once more from there on, in order both times.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -31,6 +34,8 @@ pub struct Parked<W> {
     keys: BTreeMap<Key, OfKey<W>>,
     /// The key of each parked record, by its offset in the parked topic. Invariant: what `keys` holds.
     places: BTreeMap<Offset, Key>,
+    /// Where each record lies, the last place if there are several, by its offset in the source. Invariant: a part of `places`.
+    by_source: BTreeMap<Offset, Offset>,
     /// Records of keys that are tried again, which were not handed out yet. Invariant: a part of `places`.
     wanted: BTreeSet<Offset>,
     /// Keys that were tried again to their end. Invariant: they hold nothing, and are in `keys`.
@@ -44,6 +49,8 @@ pub struct Parked<W> {
 pub struct OfKey<W> {
     /// In the order in which they are to be called. Invariant: `at` rises.
     entries: VecDeque<Entry>,
+    /// From there on in the parked topic their offsets in the source rise: before, the source was read from a later place.
+    rises_from: Offset,
     /// Whether they are tried again.
     tried: bool,
     /// Why, as the first of them or the latest failure says.
@@ -55,6 +62,21 @@ struct Entry {
     at: Offset,
     source: Source,
     owner: Arc<str>,
+}
+
+/// What was written of a record to the parked topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written<W> {
+    /// Where it lies there.
+    pub at: Offset,
+    /// Where it comes from.
+    pub source: Source,
+    /// The record of its key that was written just before it at once with it, by its offset in the source.
+    pub behind: Option<Offset>,
+    /// Who wrote it.
+    pub owner: Arc<str>,
+    /// Why, if it is the one that failed.
+    pub why: Option<W>,
 }
 
 /// How much was meant by a command.
@@ -95,6 +117,7 @@ impl<W> Parked<W> {
             records_max,
             keys: BTreeMap::new(),
             places: BTreeMap::new(),
+            by_source: BTreeMap::new(),
             wanted: BTreeSet::new(),
             emptied: BTreeSet::new(),
             owner: None,
@@ -106,23 +129,21 @@ impl<W> Parked<W> {
         self.owner = Some(owner);
     }
 
-    /// A record lies in the parked topic. False if it does not count: somebody wrote it who was not the owner any more.
-    pub fn parked(&mut self, at: Offset, key: Key, source: Source, owner: Arc<str>, why: Option<W>) -> bool {
-        if self.owner.as_ref().is_some_and(|known| *known != owner) {
+    /// A record lies in the parked topic. False if it does not count: somebody wrote it who was not the owner any more, or what
+    /// was to lie before it does not.
+    pub fn parked(&mut self, key: Key, written: Written<W>) -> bool {
+        if !self.counts(&key, &written) {
             return false;
         }
-        let of = self.keys.entry(key.clone()).or_insert(OfKey { entries: VecDeque::new(), tried: false, why: None });
-        // What this owner wrote of this record or behind it before comes again: a write was not confirmed in between.
-        while let Some(last) = of.entries.back()
-            && last.owner == owner
-            && last.source.offset >= source.offset
-        {
-            self.places.remove(&last.at);
-            self.wanted.remove(&last.at);
-            of.entries.pop_back();
-        }
+        let Written { at, source, owner, why, .. } = written;
+        self.take_back(&key, source, &owner);
+        let new = || OfKey { entries: VecDeque::new(), rises_from: at, tried: false, why: None };
+        let of = self.keys.entry(key.clone()).or_insert_with(new);
         if of.entries.is_empty() && why.is_some() {
             of.why = why;
+        }
+        if of.entries.back().is_some_and(|last| last.source.offset >= source.offset) {
+            of.rises_from = at;
         }
         if of.tried {
             self.wanted.insert(at);
@@ -130,18 +151,54 @@ impl<W> Parked<W> {
         of.entries.push_back(Entry { at, source, owner });
         self.emptied.remove(&key);
         self.places.insert(at, key);
+        self.by_source.insert(source.offset, at);
         true
+    }
+
+    fn counts(&self, key: &Key, written: &Written<W>) -> bool {
+        let Written { behind, owner, .. } = written;
+        let is_last = |behind: Offset| {
+            let last = self.last(key);
+            last.is_some_and(|last| last.source.offset == behind && last.owner == *owner)
+        };
+        self.owner.as_ref().is_none_or(|known| known == owner) && behind.is_none_or(is_last)
+    }
+
+    /// Takes out what this owner wrote before of this record or behind it: a write was not confirmed in between.
+    fn take_back(&mut self, key: &Key, source: Source, owner: &Arc<str>) {
+        let comes_again = |last: &&Entry| last.owner == *owner && last.source.offset >= source.offset;
+        while let Some(at) = self.last(key).filter(comes_again).map(|last| last.at) {
+            self.take_out(at);
+        }
+    }
+
+    fn last(&self, key: &Key) -> Option<&Entry> {
+        self.keys.get(key)?.entries.back()
+    }
+
+    fn entry(&self, at: Offset) -> Option<&Entry> {
+        let of = self.keys.get(self.places.get(&at)?)?;
+        let found = of.entries.binary_search_by_key(&at, |entry| entry.at).ok()?;
+        Some(&of.entries[found])
+    }
+
+    /// Takes a record out of the index. Its key stays.
+    fn take_out(&mut self, at: Offset) -> Option<Key> {
+        let key = self.places.remove(&at)?;
+        self.wanted.remove(&at);
+        let of = self.keys.get_mut(&key)?;
+        let found = of.entries.binary_search_by_key(&at, |entry| entry.at).ok()?;
+        let source = of.entries.remove(found)?.source;
+        if self.by_source.get(&source.offset) == Some(&at) {
+            self.by_source.remove(&source.offset);
+        }
+        Some(key)
     }
 
     /// A parked record was handled, and that is noted in the parked topic. Twice is as good as once.
     pub fn settled(&mut self, at: Offset) {
-        let Some(key) = self.places.remove(&at) else { return };
-        self.wanted.remove(&at);
-        let Some(of) = self.keys.get_mut(&key) else { return };
-        if let Ok(found) = of.entries.binary_search_by_key(&at, |entry| entry.at) {
-            of.entries.remove(found);
-        }
-        if of.entries.is_empty() {
+        let Some(key) = self.take_out(at) else { return };
+        if self.last(&key).is_none() {
             self.emptied.insert(key);
         }
     }
@@ -154,17 +211,18 @@ impl<W> Parked<W> {
         }
     }
 
-    /// Whether this record of the source is parked already: it comes again after a crash.
+    /// Whether this record of the source is parked already, and nothing that came before it is parked behind it: it comes again
+    /// after a crash.
     pub fn holds(&self, key: &Key, source: Source) -> bool {
         let Some(of) = self.keys.get(key) else { return false };
-        let found = of.entries.binary_search_by_key(&source.offset, |entry| entry.source.offset);
-        found.is_ok_and(|at| of.entries[at].source == source)
+        let place = self.place_of(source.offset).filter(|at| *at >= of.rises_from);
+        let found = place.and_then(|at| of.entries.binary_search_by_key(&at, |entry| entry.at).ok());
+        found.is_some_and(|found| of.entries[found].source == source)
     }
 
     /// Where the record of the source lies in the parked topic.
     pub fn place_of(&self, offset: Offset) -> Option<Offset> {
-        let mut all = self.keys.values().flat_map(|of| &of.entries);
-        all.find(|entry| entry.source.offset == offset).map(|entry| entry.at)
+        self.by_source.get(&offset).copied()
     }
 
     /// Tries the chosen keys again that are not tried already.
@@ -191,9 +249,7 @@ impl<W> Parked<W> {
         if !self.wanted.remove(&at) {
             return None;
         }
-        let of = self.keys.get(self.places.get(&at)?)?;
-        let found = of.entries.binary_search_by_key(&at, |entry| entry.at).ok()?;
-        Some(of.entries[found].source)
+        self.entry(at).map(|entry| entry.source)
     }
 
     /// Records that were to be handed out before this offset are not in the parked topic any more. How many.

@@ -51,13 +51,22 @@ impl Host for Fake {
         Box::pin(std::future::ready(vec![view]))
     }
 
-    fn parked<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Option<Vec<ParkedView>>> {
-        Box::pin(std::future::ready((handler == "orders").then(Vec::new)))
+    fn parked<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Result<ParkedView, ParkedError>> {
+        let answer = match handler {
+            "orders" => Ok(ParkedView { more: 7, reach: reach(), ..ParkedView::default() }),
+            other => Err(ParkedError::NotRunning(other.to_owned())),
+        };
+        Box::pin(std::future::ready(answer))
     }
 
-    fn unpark<'a>(&'a self, handler: &'a str, request: UnparkRequest) -> BoxFuture<'a, Option<Unparked>> {
+    fn unpark<'a>(&'a self, handler: &'a str, request: UnparkRequest) -> BoxFuture<'a, Result<Unparked, ParkedError>> {
+        assert_eq!(handler, "orders");
         let keys = usize::from(request.key.as_deref() == Some("k"));
-        Box::pin(std::future::ready((handler == "orders").then(|| Unparked { keys, ..Unparked::default() })))
+        let answer = match request.partition {
+            Some(partition) => Err(ParkedError::Invalid(format!("there is no partition {partition}"))),
+            None => Ok(Unparked { keys, records: 3, reach: reach() }),
+        };
+        Box::pin(std::future::ready(answer))
     }
 
     fn move_offsets<'a>(
@@ -82,6 +91,12 @@ impl Host for Fake {
         let result = self.results.lock().unwrap().remove(0);
         Box::pin(async { result })
     }
+}
+
+fn reach() -> Reach {
+    let silent = vec![Silent { topic: "orders".to_owned(), partition: 1, detail: "busy".to_owned() }];
+    let elsewhere = vec![Elsewhere { topic: "orders".to_owned(), partition: 2, owner: None }];
+    Reach { partitions: 4, silent, elsewhere: Some(elsewhere) }
 }
 
 fn orders() -> HandlerView {
@@ -307,12 +322,16 @@ async fn records_and_parked_keys_are_asked_for_and_what_can_not_be_meant_is_refu
     let client = admin.client(None);
     let asked = spawn_blocking(move || {
         let k = UnparkRequest { key: Some("k".to_owned()), ..UnparkRequest::default() };
-        (client.whereabouts("orders", 3, 42), client.unpark("orders", &k), client.parked("nobody"))
+        let away = UnparkRequest { partition: Some(9), ..UnparkRequest::default() };
+        let unparked = (client.unpark("orders", &k), client.unpark("orders", &away));
+        (client.whereabouts("orders", 3, 42), unparked, client.parked("orders"), client.parked("nobody"))
     });
-    let (places, unparked, nobody) = asked.await.unwrap();
+    let (places, (unparked, away), parked, nobody) = asked.await.unwrap();
     let place = &places.unwrap()[0];
     assert_eq!((place.handler.as_str(), place.committed, place.state), ("orders/3", Some(42), WhereState::Retrying));
-    assert_eq!(unparked.unwrap().keys, 1);
+    assert_eq!(unparked.unwrap(), Unparked { keys: 1, records: 3, reach: reach() });
+    assert_eq!(away.unwrap_err().to_string(), "there is no partition 9");
+    assert_eq!(parked.unwrap(), ParkedView { more: 7, reach: reach(), ..ParkedView::default() });
     assert!(nobody.unwrap_err().to_string().contains("no handler `nobody` runs here"));
     for path in ["/where/orders/x/42", "/where/orders/-1/42", "/where/orders/1/-4"] {
         assert_eq!(admin.get(path, None).await.0, 400, "{path}");

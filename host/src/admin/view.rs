@@ -110,9 +110,70 @@ pub struct PartitionView {
     pub parked_records: u64,
 }
 
-/// A parked key in the answer of `GET /handlers/NAME/parked`.
+/// Which of a handler's partitions an answer speaks of, and which it does not.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Reach {
+    /// How many partitions have answered.
+    pub partitions: usize,
+    /// Partitions of this host that did not answer.
+    pub silent: Vec<Silent>,
+    /// Those that this host does not have, and which others are to be asked for; `None` while the broker does not say.
+    pub elsewhere: Option<Vec<Elsewhere>>,
+}
+
+impl Reach {
+    /// Whether all that is meant has answered.
+    pub fn is_whole(&self) -> bool {
+        self.silent.is_empty() && self.elsewhere.as_ref().is_some_and(Vec::is_empty)
+    }
+
+    /// What two hosts reach together.
+    pub fn and(mut self, other: Self) -> Self {
+        self.partitions += other.partitions;
+        self.silent.extend(other.silent);
+        self.elsewhere = self.elsewhere.zip(other.elsewhere).map(|(mut here, there)| {
+            let is_it = |one: &Elsewhere, it: &Elsewhere| (&one.topic, one.partition) == (&it.topic, it.partition);
+            here.retain(|of| there.iter().any(|it| is_it(of, it)));
+            here
+        });
+        self
+    }
+}
+
+/// A partition that did not answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Silent {
+    /// Its topic.
+    pub topic: String,
+    /// Its number.
+    pub partition: i32,
+    /// Why, and what to do.
+    pub detail: String,
+}
+
+/// The answer of `GET /handlers/NAME/parked`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ParkedView {
+    /// The parked keys of each partition, at most so many as are shown of one.
+    pub keys: Vec<ParkedKeyView>,
+    /// How many more are parked.
+    pub more: usize,
+    /// Where.
+    #[serde(flatten)]
+    pub reach: Reach,
+}
+
+impl ParkedView {
+    /// What two hosts answer together.
+    pub fn and(mut self, other: Self) -> Self {
+        self.keys.extend(other.keys);
+        Self { keys: self.keys, more: self.more + other.more, reach: self.reach.and(other.reach) }
+    }
+}
+
+/// A parked key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParkedKeyView {
     /// The source's topic.
     pub topic: String,
     /// Its partition.
@@ -160,10 +221,16 @@ pub struct Unparked {
     pub keys: usize,
     /// Their records.
     pub records: usize,
-    /// Partitions of this host that were asked.
-    pub partitions: usize,
-    /// Those that did not answer, and why.
-    pub silent: Vec<String>,
+    /// Where.
+    #[serde(flatten)]
+    pub reach: Reach,
+}
+
+impl Unparked {
+    /// What two hosts have done together.
+    pub fn and(self, other: Self) -> Self {
+        Self { keys: self.keys + other.keys, records: self.records + other.records, reach: self.reach.and(other.reach) }
+    }
 }
 
 /// The record at which a partition stands still, as the handler's policy says.

@@ -1,5 +1,7 @@
 //! What the admin and the ready file are told about the running host.
 
+mod parked;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,17 +14,15 @@ use tidemill_core::partition::Stage;
 use tidemill_core::record::{Offset, TopicPartition};
 
 use crate::admin::{
-    self, Elsewhere, HandlerState, HandlerView, Missing, MoveBody, MoveRefused, MoveView, MovedView, ParkedView,
-    PartitionView, PauseError, Readiness, RollBackError, RolledBack, StoppedView, UnparkRequest, Unparked, WhereState,
-    WhereView,
+    self, Elsewhere, HandlerState, HandlerView, Missing, MoveBody, MoveRefused, MoveView, MovedView, ParkedError,
+    ParkedView, PartitionView, PauseError, Readiness, RollBackError, RolledBack, StoppedView, UnparkRequest, Unparked,
+    WhereState, WhereView,
 };
 use crate::broker::{NotFound, Producer, Selection};
-use crate::cli::text::value_of;
-use crate::consumer::{Choice, Moved, ParkedKey};
+use crate::consumer::Moved;
 use crate::fleet::{self, Pauses, Reset, ResetError, Rollbacks, Roster, Running, State, Where};
 use crate::metrics::Metrics;
 use crate::settle::Stop;
-use crate::settle::parked::Why;
 
 /// How often the host looks whether it has become ready.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -166,24 +166,6 @@ async fn whereabouts(name: String, running: &Running, from: &TopicPartition, off
     view
 }
 
-fn parked_view(from: &TopicPartition, parked: ParkedKey) -> ParkedView {
-    let ParkedKey { key, records, first_offset, is_tried, why } = parked;
-    let said = |said: fn(&Why) -> String| why.as_ref().map(said);
-    ParkedView {
-        topic: from.topic.to_string(),
-        partition: from.partition,
-        key: value_of(key.as_deref()),
-        records,
-        first_offset,
-        tried: is_tried,
-        since: said(|why| why.since.clone()),
-        class: said(|why| why.class.clone()),
-        code: said(|why| why.code.clone()),
-        detail: said(|why| why.detail.clone()),
-        revision: said(|why| why.revision.to_string()),
-    }
-}
-
 impl admin::Host for View {
     fn readiness(&self) -> Readiness {
         let mut missing = Vec::new();
@@ -243,40 +225,18 @@ impl admin::Host for View {
         .boxed()
     }
 
-    fn parked<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Option<Vec<ParkedView>>> {
+    fn parked<'a>(&'a self, handler: &'a str) -> BoxFuture<'a, Result<ParkedView, ParkedError>> {
         async move {
-            let running = self.roster.get(handler)?;
-            let answers = running.membership.parked(|_| true).await;
-            let each = answers.into_iter().flat_map(|(from, keys)| {
-                let keys = keys.unwrap_or_default().into_iter();
-                keys.map(move |key| parked_view(&from, key))
-            });
-            Some(each.collect())
+            let running = self.roster.get(handler).ok_or_else(|| ParkedError::NotRunning(handler.to_owned()))?;
+            parked::list(&running).await
         }
         .boxed()
     }
 
-    fn unpark<'a>(&'a self, handler: &'a str, request: UnparkRequest) -> BoxFuture<'a, Option<Unparked>> {
+    fn unpark<'a>(&'a self, handler: &'a str, request: UnparkRequest) -> BoxFuture<'a, Result<Unparked, ParkedError>> {
         async move {
-            let UnparkRequest { topic, partition, key, null_key, dry_run } = request;
-            let key = if null_key { Some(None) } else { key.map(|key| Some(key.into_bytes())) };
-            let meant = |from: &TopicPartition| {
-                topic.as_ref().is_none_or(|topic| **topic == *from.topic)
-                    && partition.is_none_or(|partition| partition == from.partition)
-            };
-            let running = self.roster.get(handler)?;
-            let answers = running.membership.unpark(meant, &Choice { key, only_count: dry_run }).await;
-            let mut unparked = Unparked { partitions: answers.len(), ..Unparked::default() };
-            for (from, answer) in answers {
-                match answer {
-                    Ok(count) => {
-                        unparked.keys += count.keys;
-                        unparked.records += count.records;
-                    }
-                    Err(error) => unparked.silent.push(format!("{from}: {error}")),
-                }
-            }
-            Some(unparked)
+            let running = self.roster.get(handler).ok_or_else(|| ParkedError::NotRunning(handler.to_owned()))?;
+            parked::unpark(&running, request).await
         }
         .boxed()
     }
@@ -324,17 +284,19 @@ impl admin::Host for View {
 pub(super) fn move_view(handler: &str, dry_run: bool, Where { moved, elsewhere }: Where) -> MoveView {
     let moved_view =
         |Moved { of, from, to }: Moved| MovedView { topic: of.topic.to_string(), partition: of.partition, from, to };
-    let elsewhere = elsewhere.into_iter().map(|(of, owner)| Elsewhere {
-        topic: of.topic.to_string(),
-        partition: of.partition,
-        owner,
-    });
     MoveView {
         handler: handler.to_owned(),
         dry_run,
         moved: moved.into_iter().map(moved_view).collect(),
-        elsewhere: elsewhere.collect(),
+        elsewhere: held_by(elsewhere),
     }
+}
+
+/// Partitions of others, as they are answered.
+fn held_by(elsewhere: fleet::Elsewhere) -> Vec<Elsewhere> {
+    let each = elsewhere.into_iter();
+    let view = |(of, owner): (TopicPartition, _)| (of.topic.to_string(), of.partition, owner);
+    each.map(view).map(|(topic, partition, owner)| Elsewhere { topic, partition, owner }).collect()
 }
 
 /// Where the host listens.

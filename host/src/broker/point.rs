@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use tidemill_core::record::Offset;
+use tidemill_core::record::{Offset, TopicPartition};
 
 use super::{Admin, BrokerError, PartitionInfo, TopicInfo};
 
@@ -110,6 +110,12 @@ pub enum NotFound {
 }
 
 impl Selection {
+    /// Whether this partition is meant.
+    pub fn means(&self, of: &TopicPartition) -> bool {
+        self.topic.as_ref().is_none_or(|topic| **topic == *of.topic)
+            && self.partition.is_none_or(|partition| partition == of.partition)
+    }
+
     /// Of these topics, those with partitions that are meant, and these partitions.
     pub async fn find(&self, admin: &dyn Admin, topics: &[String]) -> Result<Vec<TopicInfo>, NotFound> {
         let meant = |topic: &&String| self.topic.as_ref().is_none_or(|wanted| wanted == *topic);

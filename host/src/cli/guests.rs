@@ -33,13 +33,20 @@ pub struct HandlerArgs {
     handler: String,
 }
 
-/// Where the running host is.
+/// Where the running host is, or several are.
 #[derive(Debug, clap::Args)]
 pub struct HostArgs {
-    /// The host's admin address.
-    #[arg(long, global = true, env = "TIDEMILL_ADMIN", value_name = "URL", default_value = "http://127.0.0.1:9090")]
-    admin: String,
-    /// The environment variable that holds the host's admin token.
+    /// The host's admin address. `where`, `park list` and `unpark` take those of several hosts: `URL,URL`.
+    #[arg(
+        long,
+        global = true,
+        env = "TIDEMILL_ADMIN",
+        value_name = "URL",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:9090"
+    )]
+    admin: Vec<String>,
+    /// The environment variable that holds the host's admin token; several hosts have the same.
     #[arg(long, global = true, value_name = "NAME")]
     token_env: Option<String>,
 }
@@ -94,6 +101,12 @@ pub enum ClientError {
         /// What it said.
         what: String,
     },
+    /// Several hosts are named where one is meant.
+    #[error("`{0}` are several hosts, and this command asks one; name it with --admin URL")]
+    OneHost(String),
+    /// Some hosts, or some partitions, did not answer.
+    #[error("{0}")]
+    NotAll(String),
     /// The host says no.
     #[error("{0}")]
     Refused(String),
@@ -136,13 +149,46 @@ pub fn pause(args: HandlerArgs, paused: bool) -> Result<(), ClientError> {
 
 impl HostArgs {
     pub(super) fn new(admin: String, token_env: Option<String>) -> Self {
-        Self { admin, token_env }
+        Self { admin: vec![admin], token_env }
     }
 
+    /// The one host that is named.
     pub(super) fn client(self) -> Result<Client, ClientError> {
-        let token =
-            self.token_env.map(|name| std::env::var(&name).map_err(|_| ClientError::TokenNotSet(name))).transpose()?;
-        Ok(Client::new(&self.admin, token))
+        let token = self.token()?;
+        match &self.admin[..] {
+            [url] => Ok(Client::new(url, token)),
+            several => Err(ClientError::OneHost(several.join(","))),
+        }
+    }
+
+    /// Asks each host that is named and joins their answers. Why some have none is told apart; when all have none it is the
+    /// first one's error.
+    pub(super) fn ask<T>(
+        self,
+        question: impl Fn(&Client) -> Result<T, ClientError>,
+        join: impl Fn(T, T) -> T,
+    ) -> Result<(T, Vec<ClientError>), ClientError> {
+        let token = self.token()?;
+        let (mut joined, mut failed) = (None, Vec::new());
+        for url in &self.admin {
+            match (question(&Client::new(url, token.clone())), joined.take()) {
+                (Ok(answer), Some(before)) => joined = Some(join(before, answer)),
+                (Ok(answer), None) => joined = Some(answer),
+                (Err(error), before) => {
+                    failed.push(error);
+                    joined = before;
+                }
+            }
+        }
+        match joined {
+            Some(joined) => Ok((joined, failed)),
+            None => Err(failed.into_iter().next().expect("there is a default address")),
+        }
+    }
+
+    fn token(&self) -> Result<Option<String>, ClientError> {
+        let read = |name: &String| std::env::var(name).map_err(|_| ClientError::TokenNotSet(name.clone()));
+        self.token_env.as_ref().map(read).transpose()
     }
 }
 
@@ -184,7 +230,7 @@ impl Client {
     }
 
     /// A handler's parked keys.
-    pub fn parked(&self, handler: &str) -> Result<Vec<ParkedView>, ClientError> {
+    pub fn parked(&self, handler: &str) -> Result<ParkedView, ClientError> {
         let request = self.http.get(format!("{}/handlers/{}/parked", self.url, escaped(handler)));
         self.answer(self.with_token(request).call())
     }
@@ -382,6 +428,13 @@ mod tests {
               one
               two"#]]
         .assert_eq(&table(&[orders, audit]));
+    }
+
+    #[test]
+    fn a_command_for_one_host_names_those_that_are_too_many() {
+        let hosts = HostArgs { admin: vec!["http://a".to_owned(), "http://b".to_owned()], token_env: None };
+        let refused = hosts.client().map(|_| ()).expect_err("there are two").to_string();
+        assert!(refused.contains("`http://a,http://b` are several hosts"), "{refused}");
     }
 
     #[test]

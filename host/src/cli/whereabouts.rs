@@ -100,14 +100,7 @@ pub async fn run<B: Broker>(broker: &B, handlers: Option<&Path>, args: Args) -> 
     let Args { host, place, json, .. } = args;
     let admin = broker.admin()?;
     let kept = kept(&*admin, &place).await?;
-    let client = host.client()?;
-    let asked = place.clone();
-    let answer = tokio::task::spawn_blocking(move || client.whereabouts(&asked.topic, asked.partition, asked.offset));
-    let (views, silent) = match answer.await.map_err(|error| WhereError::NotAsked(error.to_string()))? {
-        Ok(views) => (views, None),
-        Err(error @ ClientError::NoHost { .. }) => (Vec::new(), Some(error.to_string())),
-        Err(error) => return Err(error.into()),
-    };
+    let (views, silent) = asked(host, place.clone()).await?;
     let mut seen = Vec::new();
     for reader in readers(handlers, &place.topic, views) {
         seen.push(reader.look(&*admin, &place, &kept).await?);
@@ -118,6 +111,28 @@ pub async fn run<B: Broker>(broker: &B, handlers: Option<&Path>, args: Args) -> 
     let text =
         if json { as_json(&place, &kept, silent.is_none(), &seen) } else { as_text(&place, &kept, silent, &seen) };
     Ok(say(&text)?)
+}
+
+/// What the hosts say that are named, and why those say nothing that are away.
+async fn asked(host: HostArgs, place: Place) -> Result<(Vec<WhereView>, Option<String>), WhereError> {
+    let both = |mut one: Vec<WhereView>, other| {
+        one.extend(other);
+        one
+    };
+    let ask = move || host.ask(|client| client.whereabouts(&place.topic, place.partition, place.offset), both);
+    let answer = tokio::task::spawn_blocking(ask).await.map_err(|error| WhereError::NotAsked(error.to_string()))?;
+    let (views, failed) = match answer {
+        Ok(answer) => answer,
+        Err(error) => (Vec::new(), vec![error]),
+    };
+    let mut silent = Vec::new();
+    for error in failed {
+        match error {
+            ClientError::NoHost { .. } => silent.push(error.to_string()),
+            error => return Err(error.into()),
+        }
+    }
+    Ok((views, (!silent.is_empty()).then(|| silent.join("; "))))
 }
 
 /// What the log has at the place.
@@ -180,7 +195,10 @@ fn readers(handlers: Option<&Path>, topic: &str, views: Vec<WhereView>) -> Vec<R
             letters: usual.clone(),
             view: None,
         });
-        reader.view = Some(view);
+        // Of several hosts the one counts that has the partition.
+        if reader.view.as_ref().is_none_or(|known| known.state == WhereState::NotHere) {
+            reader.view = Some(view);
+        }
     }
     readers.into_values().collect()
 }

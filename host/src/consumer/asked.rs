@@ -21,7 +21,7 @@ pub(super) enum Question {
     /// Where a record stands.
     Where(Offset, oneshot::Sender<Standing>),
     /// Which keys are parked.
-    Parked(oneshot::Sender<Vec<ParkedKey>>),
+    Parked(oneshot::Sender<ParkedKeys>),
     /// Tries parked keys again.
     Unpark(Choice, oneshot::Sender<Count>),
 }
@@ -33,6 +33,15 @@ pub struct Choice {
     pub key: Option<Option<Vec<u8>>>,
     /// Says how many they are, and changes nothing.
     pub only_count: bool,
+}
+
+/// The parked keys of a partition.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ParkedKeys {
+    /// Those that are shown.
+    pub keys: Vec<ParkedKey>,
+    /// How many more there are.
+    pub more: usize,
 }
 
 /// A parked key.
@@ -70,7 +79,7 @@ pub enum NoAnswer {
     #[error("too many ask for this partition at once; ask again")]
     Busy,
     /// The task has ended, or did not come to it.
-    #[error("the partition is given back just now, or busy; ask again")]
+    #[error("the partition is given back just now, still reads what is parked, or is busy; ask again")]
     Late,
 }
 

@@ -308,7 +308,7 @@ impl<R: Reader> Task<R> {
         // Whoever asked may have gone.
         match question {
             Question::Where(offset, reply) => drop(reply.send(self.standing(offset))),
-            Question::Parked(reply) => drop(reply.send(self.parked_keys())),
+            Question::Parked(reply) => drop(reply.send(self.shown_parked())),
             Question::Unpark(choice, reply) => drop(reply.send(self.unpark(&choice))),
         }
     }

@@ -9,7 +9,7 @@ use tidemill_core::parked::Count;
 use tidemill_core::record::{Offset, TopicPartition};
 use tokio::sync::{Notify, mpsc};
 
-use super::asked::{self, Choice, NoAnswer, ParkedKey, Question, Standing};
+use super::asked::{self, Choice, NoAnswer, ParkedKeys, Question, Standing};
 use super::moving::{MoveError, Moved, Moves};
 use crate::settle::Stop;
 
@@ -247,7 +247,7 @@ impl Membership {
     }
 
     /// The parked keys of each partition of this member that is meant.
-    pub async fn parked(&self, meant: impl Fn(&TopicPartition) -> bool) -> Vec<Answer<Vec<ParkedKey>>> {
+    pub async fn parked(&self, meant: impl Fn(&TopicPartition) -> bool) -> Vec<Answer<ParkedKeys>> {
         let asked = self.meant(meant).into_iter();
         join_all(asked.map(async |(from, to)| (from, asked::ask(&to, Question::Parked).await))).await
     }

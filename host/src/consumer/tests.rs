@@ -30,7 +30,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::attempt::Attempt;
 use crate::broker::tests::watched::{PATIENCE, Watched};
-use crate::broker::{Outgoing, StartAt, WhenFull};
+use crate::broker::{Outgoing, Producer, StartAt, WhenFull};
 use crate::guest::{CallError, Called, Outcome, Reason};
 use crate::metrics::{CommitResult, Metrics};
 use crate::settle::DeadLetters;
@@ -157,6 +157,17 @@ impl World {
     }
 
     fn join_as(&self, config: Config, policy: RetryPolicy, membership: Arc<Membership>) -> Member {
+        let producer = self.broker.producer(&BTreeMap::new()).expect("a producer");
+        self.join_through(producer, config, policy, membership)
+    }
+
+    fn join_through(
+        &self,
+        producer: Arc<dyn Producer>,
+        config: Config,
+        policy: RetryPolicy,
+        membership: Arc<Membership>,
+    ) -> Member {
         let (calls, received) = mpsc::unbounded_channel();
         let guest = Arc::new(Guest {
             calls,
@@ -167,7 +178,6 @@ impl World {
         let metrics = Metrics::new().handler("h");
         let letters =
             DeadLetters { handler: "h".into(), group: GROUP.into(), topic: None, headers: HeaderStyle::Native };
-        let producer = self.broker.producer(&BTreeMap::new()).expect("a producer");
         let parks = policy.end() == Exhausted::Park;
         let settler = Settler::new(Arc::clone(&producer), policy, letters, Arc::clone(&metrics));
         let handler = Arc::clone(&guest) as Arc<dyn Handler>;

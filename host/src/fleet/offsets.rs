@@ -25,7 +25,7 @@ pub struct Where {
     /// The partitions that begin elsewhere.
     pub moved: Vec<Moved>,
     /// Those that are another member's, and whose, as far as that is known.
-    pub elsewhere: Vec<(TopicPartition, Option<String>)>,
+    pub elsewhere: Elsewhere,
 }
 
 /// Why nothing was reset.
@@ -76,11 +76,18 @@ pub async fn reset(running: &Running, reset: &Reset) -> Result<Where, ResetError
     };
     let left = places.into_keys().filter(|of| !moved.iter().any(|moved| moved.of == *of));
     let left: Vec<TopicPartition> = left.collect();
+    Ok(Where { moved, elsewhere: whose(admin, &subscription.group, left).await })
+}
+
+/// Partitions that others hold, and whose they are, as far as that is known.
+pub type Elsewhere = Vec<(TopicPartition, Option<String>)>;
+
+/// Whose these partitions are.
+pub(super) async fn whose(admin: &dyn Admin, group: &str, left: Vec<TopicPartition>) -> Elsewhere {
     // Only for words: whoever can't say it leaves it open.
     let mut owners = match left[..] {
         [] => BTreeMap::new(),
-        _ => admin.owners(&subscription.group).await.unwrap_or_default(),
+        _ => admin.owners(group).await.unwrap_or_default(),
     };
-    let elsewhere = left.into_iter().map(|of| (of.clone(), owners.remove(&of))).collect();
-    Ok(Where { moved, elsewhere })
+    left.into_iter().map(|of| (of.clone(), owners.remove(&of))).collect()
 }

@@ -30,6 +30,11 @@ fn a_host_that_does_not_await_a_dead_letter_is_caught() -> Result<()> {
     is_caught("letter-not-awaited")
 }
 
+#[test]
+fn a_host_that_does_not_await_what_it_parks_is_caught() -> Result<()> {
+    is_caught("parked-not-awaited")
+}
+
 fn is_caught(name: &str) -> Result<()> {
     let _machine = servers::in_company();
     let breakage = Breakage::named(name)?;

@@ -26,7 +26,8 @@ fn a_parked_key_waits_while_the_others_flow_and_a_swap_lets_it_go_on_in_order() 
     let list = host.ask(&["park", "list", "h"])?;
     assert!(list.contains("the value is `poison`"), "{list}");
     let keys: Value = serde_json::from_str(&host.ask(&["park", "list", "h", "--json"])?)?;
-    assert_eq!((&keys[0]["key"], &keys[0]["records"]), (&"k".into(), &3.into()));
+    assert_eq!((&keys["keys"][0]["key"], &keys["keys"][0]["records"]), (&"k".into(), &3.into()));
+    assert_eq!((&keys["more"], &keys["elsewhere"]), (&0.into(), &Value::Array(Vec::new())), "and that is all");
     assert!(host.ask(&["guests", "list"])?.contains("3 parked records"));
     let place = format!("{}/0/3", stage.topic);
     let said = host.command(&["where", "--admin", &host.admin_url()?, &place])?;
@@ -63,7 +64,7 @@ fn parked_keys_outlive_a_killed_host_and_an_operator_lets_them_go_on() -> Result
         Ok(second.log().contains("a parked record failed again").then_some(()))
     })?;
     assert_eq!(stage.forwarded()?, ["a1", "a2"]);
-    let parked: Value = serde_json::from_str(&second.ask(&["park", "list", "h", "--json"])?)?;
+    let parked = &serde_json::from_str::<Value>(&second.ask(&["park", "list", "h", "--json"])?)?["keys"];
     assert_eq!(
         (&parked[0]["key"], &parked[0]["records"], &parked[0]["tried"]),
         (&"k".into(), &3.into(), &false.into())
@@ -101,7 +102,7 @@ fn another_host_takes_over_what_is_parked_and_what_was_handled_of_it() -> Result
 #[test]
 fn without_the_parked_topic_the_key_waits_and_the_cure_is_said() -> Result<()> {
     let _machine = servers::in_company();
-    let stage = Stage::without_parked_topic()?;
+    let stage = Stage::without_parked_topic(1)?;
     stage.send(&[("k", "poison"), ("a", "a1"), ("k", "k2")])?;
     let host = stage.host()?;
     stage.wait_until_forwarded(1)?;
@@ -114,7 +115,84 @@ fn without_the_parked_topic_the_key_waits_and_the_cure_is_said() -> Result<()> {
     Ok(())
 }
 
-/// A topic of one partition whose records with the value `poison` the handler `h` refuses; it forwards the others.
+#[test]
+fn a_command_reaches_the_hosts_that_are_named_and_says_which_partitions_it_did_not_reach() -> Result<()> {
+    let _machine = servers::in_company();
+    let stage = Stage::of(2)?;
+    let (one, mut other) = (stage.host()?, stage.host()?);
+    let has_one = |host: &Host| -> Result<Option<()>> {
+        let handlers: Value = serde_json::from_str(&host.ask(&["guests", "list", "--json"])?)?;
+        Ok((handlers[0]["partitions"].as_array().map(Vec::len) == Some(1)).then_some(()))
+    };
+    wait::until("a partition for one host", DEADLINE, || has_one(&one))?;
+    wait::until("a partition for the other", DEADLINE, || has_one(&other))?;
+    let keys: Vec<String> = (0..8).map(|number| format!("k{number}")).collect();
+    stage.send(&keys.iter().map(|key| (key.as_str(), "poison")).collect::<Vec<_>>())?;
+    let parked = |host: &Host| Ok::<_, anyhow::Error>(host.metrics()?.sum("tidemill_settle_parked_records", &[]));
+    wait::until("all keys to be parked", DEADLINE, || Ok((parked(&one)? + parked(&other)? == 8.0).then_some(())))?;
+    assert!(parked(&one)? > 0.0 && parked(&other)? > 0.0, "each has some");
+
+    let list = one.ask(&["park", "list", "h"])?;
+    assert!(list.contains("held by 127.0.0.1 (tidemill); ask that host too"), "{list}");
+    let refused = one.ask(&["unpark", "h", "--dry-run"]).expect_err("the other host has a partition").to_string();
+    assert!(refused.contains("not all partitions were reached"), "{refused}");
+    let unknown = one.ask(&["unpark", "h", "--partition", "7"]).expect_err("there is none").to_string();
+    assert!(unknown.contains("there is no partition 7"), "{unknown}");
+
+    let both = format!("{},{}", one.admin_url()?, other.admin_url()?);
+    let list: Value = serde_json::from_str(&one.command(&["park", "list", "h", "--json", "--admin", &both])?)?;
+    assert_eq!(list["keys"].as_array().map(Vec::len), Some(8), "{list}");
+    assert_eq!(list["elsewhere"], Value::Array(Vec::new()), "{list}");
+    let counted = one.command(&["unpark", "h", "--dry-run", "--admin", &both])?;
+    assert!(counted.contains("8 keys with 8 records would be tried again, in 2 partitions"), "{counted}");
+    one.command(&["unpark", "h", "--admin", &both])?;
+    let has_failed = |host: &Host| Ok(host.log().contains("a parked record failed again").then_some(()));
+    wait::until("one host to try again", DEADLINE, || has_failed(&one))?;
+    wait::until("the other to try again", DEADLINE, || has_failed(&other))?;
+
+    other.kill()?;
+    let refused = one.command(&["unpark", "h", "--admin", &both]).expect_err("a host is away").to_string();
+    assert!(refused.contains("not all hosts have answered: no host answers at"), "{refused}");
+    Ok(())
+}
+
+#[test]
+fn what_is_parked_stays_when_its_group_is_moved_and_what_is_read_again_goes_behind_it() -> Result<()> {
+    let _machine = servers::in_company();
+    let stage = Stage::new()?;
+    stage.send(&[("k", "k1"), ("a", "a1"), ("k", "poison"), ("k", "k3")])?;
+    let host = stage.host()?;
+    stage.wait_until_committed(4)?;
+    let parked = |records: f64| {
+        wait::until(&format!("{records} parked records"), DEADLINE, || {
+            Ok((host.metrics()?.sum("tidemill_settle_parked_records", &[]) == records).then_some(()))
+        })
+    };
+    parked(2.0)?;
+    // Back: the first of the key comes again, behind what is parked; what is parked comes again too, behind that.
+    host.ask(&["offsets", "reset", "h", "--to", "earliest"])?;
+    stage.wait_until_forwarded(3)?;
+    stage.wait_until_committed(4)?;
+    parked(5.0)?;
+    // Ahead: what lies between is skipped, and nothing that is parked.
+    host.ask(&["pause", "h"])?;
+    stage.send(&[("k", "never"), ("a", "never")])?;
+    host.ask(&["offsets", "reset", "h", "--to", "latest"])?;
+    host.ask(&["resume", "h"])?;
+    stage.send(&[("k", "k4"), ("a", "a2")])?;
+    stage.wait_until_committed(8)?;
+    parked(6.0)?;
+
+    host.swap("h", "identity")?;
+    stage.wait_until_forwarded(10)?;
+    parked(0.0)?;
+    let expected = ["k1", "poison", "k3", "k1", "poison", "k3", "k4"];
+    assert_eq!(stage.forwarded_of("k")?, expected, "in order, and in order once more");
+    assert_eq!(stage.forwarded_of("a")?, ["a1", "a1", "a2"]);
+    Ok(())
+}
+
+/// A topic whose records with the value `poison` the handler `h` refuses; it forwards the others.
 struct Stage {
     bootstrap: String,
     topic: String,
@@ -126,15 +204,19 @@ struct Stage {
 
 impl Stage {
     fn new() -> Result<Stage> {
-        let stage = Self::without_parked_topic()?;
-        topics::create(&stage.bootstrap, &stage.parked, 1)?;
+        Self::of(1)
+    }
+
+    fn of(partitions: i32) -> Result<Stage> {
+        let stage = Self::without_parked_topic(partitions)?;
+        topics::create(&stage.bootstrap, &stage.parked, partitions)?;
         Ok(stage)
     }
 
-    fn without_parked_topic() -> Result<Stage> {
+    fn without_parked_topic(partitions: i32) -> Result<Stage> {
         let bootstrap = servers::kafka();
         let (topic, out, group) = (names::unique("park"), names::unique("out"), names::unique("group"));
-        topics::create(&bootstrap, &topic, 1)?;
+        topics::create(&bootstrap, &topic, partitions)?;
         topics::create(&bootstrap, &out, 1)?;
         let manifest = format!(
             "topics = [\"{topic}\"]\ngroup = \"{group}\"\ncommit_interval = \"20ms\"\nretry.exhausted = \"park\"\n\

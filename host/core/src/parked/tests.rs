@@ -17,7 +17,20 @@ fn source(offset: Offset) -> Source {
 }
 
 fn parked(index: &mut Parked<u8>, at: Offset, name: &str, offset: Offset, owner: &str) -> bool {
-    index.parked(at, key(name), source(offset), owner.into(), Some(1))
+    index.parked(key(name), written(at, offset, owner))
+}
+
+fn written(at: Offset, offset: Offset, owner: &str) -> Written<u8> {
+    Written { at, source: source(offset), behind: None, owner: owner.into(), why: Some(1) }
+}
+
+fn in_turn(index: &mut Parked<u8>) -> Vec<(Offset, Offset)> {
+    index.try_again(|_, _| true);
+    let handed = std::iter::from_fn(|| {
+        let at = index.next_wanted()?;
+        Some((at, index.hand_out(at)?.offset))
+    });
+    handed.collect()
 }
 
 #[test]
@@ -65,9 +78,48 @@ fn what_an_owner_writes_again_counts_where_it_stands_last() {
     for (at, offset) in [(0, 5), (1, 7), (2, 6), (3, 7)] {
         assert!(parked(&mut index, at, "a", offset, "me"));
     }
-    index.try_again(|_, _| true);
-    let handed: Vec<_> = std::iter::from_fn(|| index.hand_out(index.next_wanted()?)).collect();
-    assert_eq!(handed, [source(5), source(6), source(7)]);
+    assert_eq!(in_turn(&mut index), [(0, 5), (2, 6), (3, 7)]);
+}
+
+#[test]
+fn what_was_written_ahead_of_its_turn_does_not_count_for_whoever_comes_next() {
+    let mut index = Parked::new(10);
+    assert!(parked(&mut index, 0, "a", 5, "one"));
+    // The one at offset 7 was refused, and its host died before it could write it otherwise.
+    assert!(!index.parked(key("a"), Written { behind: Some(7), ..written(1, 8, "one") }));
+    index.owned_by("other".into());
+    assert!(!index.holds(&key("a"), source(7)) && !index.holds(&key("a"), source(8)));
+    assert!(parked(&mut index, 3, "a", 7, "other"));
+    assert!(index.parked(key("a"), Written { behind: Some(7), ..written(4, 8, "other") }));
+    assert_eq!(in_turn(&mut index), [(0, 5), (3, 7), (4, 8)]);
+}
+
+#[test]
+fn what_the_source_delivers_once_more_goes_behind_what_came_before_it() {
+    let mut index = Parked::new(10);
+    for (at, offset) in [(0, 2), (1, 4)] {
+        assert!(parked(&mut index, at, "a", offset, "one"));
+    }
+    index.owned_by("other".into());
+    assert!(index.holds(&key("a"), source(2)), "as after a crash");
+    // The source is read from its beginning again.
+    assert!(parked(&mut index, 3, "a", 0, "other"));
+    assert!(!index.holds(&key("a"), source(2)) && !index.holds(&key("a"), source(4)));
+    assert!(parked(&mut index, 4, "a", 2, "other"));
+    assert!(index.holds(&key("a"), source(0)) && index.holds(&key("a"), source(2)));
+    assert_eq!((index.place_of(2), index.place_of(4)), (Some(4), Some(1)));
+    assert!(parked(&mut index, 5, "a", 4, "other"));
+    assert_eq!(
+        in_turn(&mut index),
+        [(0, 2), (1, 4), (3, 0), (4, 2), (5, 4)],
+        "as it lies, and once more from there on"
+    );
+
+    // Of a topic that was made anew it is another record.
+    index.owned_by("third".into());
+    let anew = Written { source: Source { offset: 2, millis: 9 }, ..written(7, 2, "third") };
+    assert!(!index.holds(&key("a"), anew.source) && index.parked(key("a"), anew));
+    assert_eq!(index.records(), 6);
 }
 
 #[test]
@@ -104,9 +156,14 @@ enum Step {
         key: u8,
     },
     /// The host dies, and another one begins with what is committed and parked. What was on its way there has arrived, or
-    /// arrives when the next host has begun.
+    /// arrives when the next host has begun; but for one of its records, which the broker has refused.
     Crash {
         late: bool,
+        refused: Option<prop::sample::Index>,
+    },
+    /// An operator lets the partition begin elsewhere.
+    Move {
+        to: prop::sample::Index,
     },
 }
 
@@ -122,8 +179,19 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn steps_with_crashes() -> impl Strategy<Value = Vec<Step>> {
-    (steps(), prop::collection::vec(any::<(prop::sample::Index, bool)>(), 0..4)).prop_map(|(mut steps, crashes)| {
-        crashes.into_iter().for_each(|(at, late)| steps.insert(at.index(steps.len()), Step::Crash { late }));
+    let crash = (any::<bool>(), any::<Option<prop::sample::Index>>());
+    with(crash.prop_map(|(late, refused)| Step::Crash { late, refused }))
+}
+
+fn steps_with_moves() -> impl Strategy<Value = Vec<Step>> {
+    let crash = any::<bool>().prop_map(|late| Step::Crash { late, refused: None });
+    with(prop_oneof![3 => any::<prop::sample::Index>().prop_map(|to| Step::Move { to }), 1 => crash])
+}
+
+fn with(few: impl Strategy<Value = Step>) -> impl Strategy<Value = Vec<Step>> {
+    let few = prop::collection::vec((any::<prop::sample::Index>(), few), 0..4);
+    (steps(), few).prop_map(|(mut steps, few)| {
+        few.into_iter().for_each(|(at, step)| steps.insert(at.index(steps.len()), step));
         steps
     })
 }
@@ -136,7 +204,7 @@ proptest! {
     fn keys_keep_their_order_through_the_parked_topic(steps in steps()) {
         let mut world = World::new();
         steps.into_iter().for_each(|step| world.step(step));
-        world.finish(true);
+        world.finish(Expected::Once);
     }
 
     /// The same when hosts die: nothing is lost, and nothing is handled before all that came before it with its key.
@@ -144,15 +212,35 @@ proptest! {
     fn parked_keys_outlive_their_hosts(steps in steps_with_crashes()) {
         let mut world = World::new();
         steps.into_iter().for_each(|step| world.step(step));
-        world.finish(false);
+        world.finish(Expected::AllInOrder);
     }
+
+    /// The same when an operator moves the partition back and ahead: nothing is lost but what was passed over, and what is
+    /// read once more ends in order.
+    #[test]
+    fn parked_keys_outlive_moves_of_their_source(steps in steps_with_moves()) {
+        let mut world = World::new();
+        steps.into_iter().for_each(|step| world.step(step));
+        world.finish(Expected::AllInOrderAtLast);
+    }
+}
+
+/// What is to be handled of a key, at the end of a story.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    /// Each once and in order.
+    Once,
+    /// Each, and for the first time in order.
+    AllInOrder,
+    /// Each that was not passed over, and for the last time in order.
+    AllInOrderAtLast,
 }
 
 /// What lies in the parked topic.
 #[derive(Debug, Clone)]
 enum Lies {
     Notice(Arc<str>),
-    Record { key: u8, offset: Offset, owner: Arc<str> },
+    Record { key: u8, offset: Offset, behind: Option<Offset>, owner: Arc<str> },
     Receipt(OffsetSet),
 }
 
@@ -171,6 +259,10 @@ struct World {
     /// What the guest has handled, by key.
     handled: BTreeMap<u8, Vec<Offset>>,
     committed: Offset,
+    /// What an operator has passed over, and did not let come again.
+    passed_over: BTreeSet<Offset>,
+    /// What an operator has passed over at any time: what is parked behind it does not wait for it.
+    once_passed_over: BTreeSet<Offset>,
     hosts: usize,
     now: Duration,
     host: Host,
@@ -194,6 +286,8 @@ impl World {
             parked_log: Vec::new(),
             handled: BTreeMap::new(),
             committed: 0,
+            passed_over: BTreeSet::new(),
+            once_passed_over: BTreeSet::new(),
             hosts: 0,
             now: Duration::ZERO,
             host: Host::new("0".into(), 0),
@@ -212,8 +306,9 @@ impl World {
             let at = at as Offset;
             match lies.clone() {
                 Lies::Notice(owner) => host.index.owned_by(owner),
-                Lies::Record { key, offset, owner } => {
-                    host.index.parked(at, name(key), source(offset), owner, Some(0));
+                Lies::Record { key, offset, behind, owner } => {
+                    let source = source(offset);
+                    host.index.parked(name(key), Written { at, source, behind, owner, why: Some(0) });
                 }
                 Lies::Receipt(set) => host.index.settled_all(&set),
             }
@@ -242,8 +337,11 @@ impl World {
                 self.host.index.try_again(|known, _| *known == name(key));
                 self.hand_out();
             }
-            Step::Crash { late } => {
-                let on_the_way = self.on_the_way();
+            Step::Crash { late, refused } => {
+                let mut on_the_way = self.on_the_way();
+                if let Some(refused) = refused.filter(|_| !on_the_way.is_empty()) {
+                    on_the_way.remove(refused.index(on_the_way.len()));
+                }
                 if !late {
                     self.parked_log.extend(on_the_way.clone());
                 }
@@ -251,6 +349,15 @@ impl World {
                 if late {
                     self.parked_log.extend(on_the_way);
                 }
+                self.receive();
+            }
+            Step::Move { to } => {
+                let to = to.index(self.log.len() + 1) as Offset;
+                self.passed_over.retain(|offset| *offset < to);
+                self.passed_over.extend(self.committed..to);
+                self.once_passed_over.extend(self.committed..to);
+                self.committed = to;
+                self.begin();
                 self.receive();
             }
         }
@@ -263,13 +370,21 @@ impl World {
             Running::Parking(call) => Some(call),
             Running::Source(_) | Running::Second(..) => None,
         });
-        let offsets = calls.flat_map(|call| &call.records).map(|record| record.record.offset());
-        let record = |offset: Offset| Lies::Record {
-            key: self.log[offset as usize],
-            offset,
-            owner: Arc::clone(&self.host.owner),
-        };
-        offsets.map(record).collect()
+        calls.flat_map(|call| self.to_write(call)).collect()
+    }
+
+    /// What is to be written of a call that parks.
+    fn to_write(&self, call: &Call) -> Vec<Lies> {
+        let mut last: BTreeMap<u8, Offset> = BTreeMap::new();
+        let mut lies = Vec::new();
+        for offset in call.records.iter().map(|record| record.record.offset()) {
+            let key = self.log[offset as usize];
+            if last.contains_key(&key) || !self.host.index.holds(&name(key), source(offset)) {
+                let behind = last.insert(key, offset);
+                lies.push(Lies::Record { key, offset, behind, owner: Arc::clone(&self.host.owner) });
+            }
+        }
+        lies
     }
 
     fn receive(&mut self) {
@@ -297,14 +412,12 @@ impl World {
     }
 
     fn parked(&mut self, call: &Call) {
-        for record in &call.records {
-            let (offset, key) = (record.record.offset(), self.log[record.record.offset() as usize]);
-            if !self.host.index.holds(&name(key), source(offset)) {
-                let owner = Arc::clone(&self.host.owner);
-                let at = self.parked_log.len() as Offset;
-                self.parked_log.push(Lies::Record { key, offset, owner: Arc::clone(&owner) });
-                assert!(self.host.index.parked(at, name(key), source(offset), owner, Some(0)));
-            }
+        for lies in self.to_write(call) {
+            let Lies::Record { key, offset, behind, owner } = lies.clone() else { panic!("it is a record") };
+            let at = self.parked_log.len() as Offset;
+            self.parked_log.push(lies);
+            let written = Written { at, source: source(offset), behind, owner, why: Some(0) };
+            assert!(self.host.index.parked(name(key), written), "PARK-2: what is written counts");
         }
         let verdicts = vec![Verdict::Settled; call.records.len()];
         self.source(Event::Returned { call: call.id, verdicts });
@@ -438,8 +551,9 @@ impl World {
             let before = (0..*offset).filter(|before| self.log[*before as usize] == key);
             let handled = self.handled.get(&key).map(Vec::as_slice).unwrap_or_default();
             for before in before {
+                let is_done = handled.contains(&before) || called[..at].contains(&before);
                 assert!(
-                    handled.contains(&before) || called[..at].contains(&before),
+                    is_done || self.once_passed_over.contains(&before),
                     "PARK-2: {offset} is called before {before}, which has its key"
                 );
             }
@@ -456,7 +570,7 @@ impl World {
     }
 
     /// Everything is tried again and handled.
-    fn finish(mut self, without_crash: bool) {
+    fn finish(mut self, expected: Expected) {
         let all_well = [7_u8];
         for _ in 0..10_000 {
             self.host.index.try_again(|_, _| true);
@@ -478,16 +592,19 @@ impl World {
             let all: Vec<Offset> =
                 (0..self.log.len()).filter(|at| self.log[*at] == key).map(|at| at as Offset).collect();
             let handled = self.handled.remove(&key).unwrap_or_default();
-            if without_crash {
-                assert_eq!(handled, all, "each once and in order");
-            } else {
-                let mut firsts = Vec::new();
-                handled.iter().for_each(|offset| {
-                    if !firsts.contains(offset) {
-                        firsts.push(*offset)
-                    }
-                });
-                assert_eq!(firsts, all, "nothing is lost, and nothing overtakes");
+            match expected {
+                Expected::Once => assert_eq!(handled, all, "each once and in order"),
+                Expected::AllInOrder => {
+                    assert_eq!(firsts(handled.iter()), all, "nothing is lost, and nothing overtakes");
+                }
+                Expected::AllInOrderAtLast => {
+                    let mut lasts = firsts(handled.iter().rev());
+                    lasts.retain(|offset| !self.passed_over.contains(offset));
+                    lasts.reverse();
+                    assert!(lasts.is_sorted(), "what is read once more ends in order: {handled:?}");
+                    let is_lost = |offset: &&Offset| !lasts.contains(offset) && !self.passed_over.contains(offset);
+                    assert_eq!(all.iter().find(is_lost), None, "nothing is lost but what was passed over");
+                }
             }
         }
     }
@@ -506,6 +623,17 @@ impl Host {
             running: Vec::new(),
         }
     }
+}
+
+/// Each offset where it comes first.
+fn firsts<'a>(offsets: impl Iterator<Item = &'a Offset>) -> Vec<Offset> {
+    let mut firsts = Vec::new();
+    for offset in offsets {
+        if !firsts.contains(offset) {
+            firsts.push(*offset);
+        }
+    }
+    firsts
 }
 
 /// Keys 1 to 3, and the null key.

@@ -29,6 +29,9 @@ use crate::broker::{Admin, BrokerError, Committed, PartitionInfo, TopicInfo, Top
 /// How long one call may take.
 const DEADLINE: Duration = Duration::from_secs(10);
 
+/// One reading takes so many bytes at most; one record that is larger comes alone.
+const READ_BYTES_MAX: usize = 4 << 20;
+
 /// How long one look for records lasts.
 const READ_MILLIS: i32 = 100;
 
@@ -389,7 +392,7 @@ impl Asking {
     }
 }
 
-/// Takes the first records that come, until the end that was known before.
+/// Takes the first records that come, until a bound or the end that was known before.
 fn collect(
     queue: &mut Queue,
     topic: &str,
@@ -400,7 +403,7 @@ fn collect(
     let deadline = Instant::now() + DEADLINE;
     let mut chunk = ChunkBuilder::default();
     let mut next = from;
-    while chunk.len() < records_max && next < end && Instant::now() < deadline {
+    while chunk.len() < records_max && chunk.bytes() < READ_BYTES_MAX && next < end && Instant::now() < deadline {
         let Some(message) = queue.front() else {
             // A partition's last offsets may be markers that are no records: what came is given when no more comes.
             if queue.take_within(1, READ_MILLIS) == 0 && !chunk.is_empty() {

@@ -15,10 +15,14 @@ use crate::broker::{Header, Outgoing};
 pub(super) const LETTERS: &str = "tidemill.redriven.letters";
 
 /// Adds what a receipt notes; returns whether the record is one. What can't be read is passed over: others may write to the
-/// topic too.
+/// topic too. A letter is none, whatever headers its record came with: it has more of them.
 pub(super) fn note(noted: &mut OffsetSet, record: &Record) -> bool {
-    let Some(letters) = record.last_header(LETTERS) else { return false };
-    noted.read(std::str::from_utf8(letters).unwrap_or_default(), record.offset());
+    let mut headers = record.headers();
+    let (Some(only), None) = (headers.next(), headers.next()) else { return false };
+    if only.name != LETTERS.as_bytes() {
+        return false;
+    }
+    noted.read(std::str::from_utf8(only.value.unwrap_or_default()).unwrap_or_default(), record.offset());
     true
 }
 
@@ -42,15 +46,16 @@ mod tests {
 
     #[test]
     fn a_receipt_notes_letters_before_it_and_only_if_it_is_one() {
-        let record = |name: &'static str| {
+        let record = |names: &[&'static str]| {
             let mut chunk = ChunkBuilder::default();
-            let header = HeaderRef { name: name.as_bytes(), value: Some(b"5-9,12,100") };
-            chunk.push(100, Timestamp::None, None, None, [header]);
+            let header = |name: &&'static str| HeaderRef { name: name.as_bytes(), value: Some(b"5-9,12,100") };
+            chunk.push(100, Timestamp::None, None, None, names.iter().map(header));
             Arc::new(chunk.build()).records().next().expect("one record")
         };
         let mut noted = OffsetSet::default();
-        assert!(!note(&mut noted, &record("other")));
-        assert!(note(&mut noted, &record(LETTERS)));
+        assert!(!note(&mut noted, &record(&["other"])));
+        assert!(!note(&mut noted, &record(&[LETTERS, "tidemill.error.class"])), "a letter with a header of that name");
+        assert!(note(&mut noted, &record(&[LETTERS])));
         assert_eq!(noted.to_string(), "5-9,12");
         let back = receipt(&noted, &"t".into(), 3);
         assert_eq!(back.headers[0].value.as_deref(), Some(&b"5-9,12"[..]));

@@ -37,6 +37,33 @@ fn what_the_host_knows_goes_before_what_the_group_has_committed() {
     }
 }
 
+#[test]
+fn of_several_hosts_the_one_counts_that_has_the_partition() {
+    use WhereState::{NotHere, Running, Unknown};
+    let view = |state| WhereView {
+        handler: "h".to_owned(),
+        group: "g".to_owned(),
+        state,
+        tries: 0,
+        again_in_ms: None,
+        committed: None,
+        paused: false,
+        parked_at: None,
+        stopped: None,
+        detail: None,
+    };
+    for (states, counts) in [
+        ([NotHere, Running, NotHere], Running),
+        ([Running, NotHere, NotHere], Running),
+        ([NotHere, NotHere, Unknown], Unknown),
+        ([NotHere, NotHere, NotHere], NotHere),
+    ] {
+        let readers = readers(None, "orders", states.map(view).to_vec());
+        let seen: Vec<_> = readers.iter().filter_map(|reader| Some(reader.view.as_ref()?.state)).collect();
+        assert_eq!(seen, [counts]);
+    }
+}
+
 #[tokio::test]
 async fn a_record_that_is_done_is_looked_for_among_the_letters_of_its_handler() {
     let bench = Bench::new().await;

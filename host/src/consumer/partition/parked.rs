@@ -4,6 +4,7 @@
 //! in commits. A key is let go of only when nothing of it is parked, on its way there, or in a call here.
 
 mod driving;
+mod shown;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,14 +21,14 @@ use crate::consumer::{Config, Parking};
 use crate::settle::Stop;
 use crate::settle::parked::{Entry, Why, restored};
 
-/// Records of the parked topic that are read at once.
-const PAGE_RECORDS: usize = 100;
+/// Records of the parked topic that are read at once, when all of it is read. The broker bounds their bytes.
+const LOAD_RECORDS: usize = 10_000;
+/// The same of what is tried again.
+const PAGE_RECORDS: usize = 1000;
 /// Waits before the parked topic is read again when that failed.
 const READ_AGAIN_DELAY: Duration = Duration::from_secs(1);
 /// How often it is told that there is no room to park.
 const FULL_INTERVAL: Duration = Duration::from_secs(60);
-/// Keys that are shown of a partition.
-const SHOWN_MAX: usize = 1000;
 
 /// What one assignment knows of its parked records.
 pub(super) struct Keys {
@@ -114,7 +115,7 @@ impl Keys {
         };
         let mut next = 0;
         while next <= notice {
-            let read = admin.read(&self.place.topic, self.place.partition, next, PAGE_RECORDS).await;
+            let read = admin.read(&self.place.topic, self.place.partition, next, LOAD_RECORDS).await;
             let chunk = read.map_err(|error| error.to_string())?;
             let Some(last) = chunk.records().next_back() else {
                 return Err("it ends before the notice that was just written".to_owned());
@@ -141,8 +142,8 @@ impl Keys {
 
     fn take_in(&mut self, record: &Record) {
         match Entry::of(record) {
-            Entry::Parked { owner, source, why } => {
-                self.index.parked(record.offset(), key_of(record), source, owner, why);
+            Entry::Parked(written) => {
+                self.index.parked(key_of(record), written);
             }
             Entry::Receipt(handled) => self.index.settled_all(&handled),
             Entry::Notice(owner) => self.index.owned_by(owner),

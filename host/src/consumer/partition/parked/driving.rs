@@ -1,19 +1,21 @@
 //! What the task of a partition does with its parked keys: parks records, and drives the second machine.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tidemill_core::lanes::LaneId;
 use tidemill_core::offset_set::OffsetSet;
-use tidemill_core::parked::{Count, Key};
+use tidemill_core::parked::{Count, Key, Written};
 use tidemill_core::partition::{Action, Call, CallId, Event, Verdict};
 use tidemill_core::record::Offset;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::{FULL_INTERVAL, Page, READ_AGAIN_DELAY, SHOWN_MAX, key_of};
+use super::shown::shown;
+use super::{FULL_INTERVAL, Page, READ_AGAIN_DELAY, key_of};
 use crate::broker::Reader;
-use crate::consumer::asked::{Choice, ParkedKey};
+use crate::consumer::asked::{Choice, ParkedKeys};
 use crate::consumer::partition::{Ended, Task};
 use crate::settle::parked::{ToPark, Why, source_of};
 use crate::settle::{Settlement, Stop};
@@ -56,12 +58,16 @@ impl<R: Reader> Task<R> {
         let Call { id, records } = call;
         let mut held = Vec::with_capacity(records.len());
         let mut to_park = Vec::new();
+        let mut fresh: BTreeSet<LaneId> = BTreeSet::new();
         for record in records {
-            let is_held = keys.index.holds(&key_of(&record.record), source_of(&record.record));
+            // What is parked already is parked again behind one that is not.
+            let is_held =
+                !fresh.contains(&record.lane) && keys.index.holds(&key_of(&record.record), source_of(&record.record));
             held.push((record.lane, is_held));
             if is_held {
                 keys.failed.remove(&record.record.offset());
             } else {
+                fresh.insert(record.lane);
                 let failure = keys.failed.get(&record.record.offset()).cloned();
                 to_park.push(ToPark { record, failure });
             }
@@ -105,7 +111,8 @@ impl<R: Reader> Task<R> {
                     );
                 }
                 keys.failed.remove(&record.offset());
-                keys.index.parked(at, key_of(&record), source_of(&record), owner, failure.as_ref().map(Why::of));
+                let (source, why) = (source_of(&record), failure.as_ref().map(Why::of));
+                keys.index.parked(key_of(&record), Written { at, source, behind: None, owner, why });
                 Verdict::Settled
             } else {
                 given_up_in.push(lane);
@@ -263,16 +270,8 @@ impl<R: Reader> Task<R> {
         keys.index.try_again(|key, _| chosen(key))
     }
 
-    /// The parked keys, at most so many.
-    pub(in crate::consumer::partition) fn parked_keys(&self) -> Vec<ParkedKey> {
-        let shown = self.parked.iter().flat_map(|keys| keys.index.keys()).take(SHOWN_MAX);
-        let shown = shown.map(|(key, of)| ParkedKey {
-            key: key.as_deref().map(<[u8]>::to_vec),
-            records: of.records(),
-            first_offset: of.first().map(|first| first.offset),
-            is_tried: of.is_tried(),
-            why: of.why().cloned(),
-        });
-        shown.collect()
+    /// The parked keys, as many as are shown.
+    pub(in crate::consumer::partition) fn shown_parked(&self) -> ParkedKeys {
+        self.parked.as_ref().map(|keys| shown(&keys.index)).unwrap_or_default()
     }
 }
