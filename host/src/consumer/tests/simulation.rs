@@ -44,7 +44,7 @@ use crate::fault::{Fault, tests::choose};
 use crate::store::offsets::Place;
 
 /// Stories of each mode that are played when nobody says how many.
-const STORIES: u64 = 400;
+const STORIES: u64 = 500;
 /// Once all is well, everything is worked off within so long.
 const RECOVERY: Duration = Duration::from_secs(120);
 
