@@ -122,6 +122,14 @@ impl KafkaConsumer {
     }
 }
 
+impl KafkaConsumer {
+    /// Lets partitions that stay be read on at once behind a rebalance. Nobody waits for it.
+    fn wake_fetchers(&self) {
+        let client = Arc::downgrade(&self.client);
+        drop(tokio::task::spawn_blocking(move || client.upgrade().map(|client| client.wake_fetchers())));
+    }
+}
+
 /// A member as transactions name it: by its place in the group when it last heard from the group. Does not keep it a member.
 #[derive(Clone)]
 pub struct KafkaMember(Weak<Client>);
@@ -190,7 +198,9 @@ impl Consumer for KafkaConsumer {
         }
         let client = Arc::clone(&self.client);
         let partitions = partitions.to_vec();
-        blocking(move || client.start(&partitions, &found)).await
+        let started = blocking(move || client.start(&partitions, &found)).await?;
+        self.wake_fetchers();
+        Ok(started)
     }
 
     async fn seek(
@@ -204,7 +214,9 @@ impl Consumer for KafkaConsumer {
     async fn release(&mut self, partitions: &[TopicPartition]) -> Result<(), BrokerError> {
         let client = Arc::clone(&self.client);
         let partitions = partitions.to_vec();
-        blocking(move || client.release(&partitions)).await
+        blocking(move || client.release(&partitions)).await?;
+        self.wake_fetchers();
+        Ok(())
     }
 
     fn commit(

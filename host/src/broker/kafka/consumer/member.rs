@@ -31,6 +31,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How long setting partitions to other places may take.
 const SEEK_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long brokers may take for an answer of which only the arrival counts. A member that leaves waits for it.
+const WAKE_DEADLINE: Duration = Duration::from_millis(200);
+
 /// A member of a generation that hears of no partitions for so long has none.
 const NOTHING_AFTER: Duration = Duration::from_secs(1);
 
@@ -189,6 +192,18 @@ impl Client {
             self.state().unanswered = answered;
             BrokerError::Rejected(format!("the partitions were not given back: {error}"))
         })
+    }
+
+    /// Asks the brokers something, for the sake of being answered: librdkafka stops all partitions until a rebalance is answered, and
+    /// then does not wake the threads that fetch them (2.12.1). By themselves these look again within a second.
+    pub(super) fn wake_fetchers(&self) {
+        let started: Vec<TopicPartition> = self.state().started.keys().cloned().collect();
+        let Ok(ends) = list(started.iter().map(|partition| (partition, Place::End))) else { return };
+        if ends.count() > 0
+            && let Err(error) = self.consumer.offsets_for_times(ends, WAKE_DEADLINE)
+        {
+            tracing::debug!(%error, "the brokers did not answer");
+        }
     }
 
     /// Asks the coordinator to keep offsets, apart from the polling thread.
