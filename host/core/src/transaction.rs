@@ -216,6 +216,11 @@ impl<T> Outbox<T> {
         self.marks.map(|marks| marks.committed)
     }
 
+    /// Whether something is in a transaction that has not ended.
+    pub fn has_entered(&self) -> bool {
+        self.marks.is_some_and(|marks| marks.entered > marks.committed)
+    }
+
     /// Whether all that the frontier has passed is committed.
     pub fn is_done(&self) -> bool {
         self.marks.is_none_or(|marks| marks.committed == marks.frontier)

@@ -23,8 +23,6 @@ pub(in crate::consumer) struct Outbox {
     void: AtomicBool,
     /// The partition stands still until something is committed.
     urgent: AtomicBool,
-    /// Something of it is in a transaction that has not ended.
-    entered: AtomicBool,
     /// Told when there may be something to enter a transaction.
     filled: Arc<Notify>,
     /// Told, with a permit that stays, when something was committed.
@@ -35,8 +33,7 @@ impl Outbox {
     /// An empty one; `filled` is the transactor's.
     pub(in crate::consumer) fn new(progress: Arc<Progress>, filled: Arc<Notify>) -> Self {
         let flag = || AtomicBool::new(false);
-        let (decisions, emptied) = (Mutex::default(), Notify::new());
-        Self { progress, decisions, void: flag(), urgent: flag(), entered: flag(), filled, emptied }
+        Self { progress, decisions: Mutex::default(), void: flag(), urgent: flag(), filled, emptied: Notify::new() }
     }
 
     /// Notes where reading began.
@@ -102,16 +99,12 @@ impl Outbox {
 
     /// Moves into a transaction what may enter.
     pub(in crate::consumer) fn enter(&self, now: Duration, filling: &mut Filling) -> Option<Entry<Produced>> {
-        let entry = self.lock().enter(now, filling);
-        if entry.is_some() {
-            self.entered.store(true, Ordering::SeqCst);
-        }
-        entry
+        self.lock().enter(now, filling)
     }
 
     /// Whether something of it is in a transaction that has not ended.
     pub(in crate::consumer) fn has_entered(&self) -> bool {
-        self.entered.load(Ordering::SeqCst)
+        self.lock().has_entered()
     }
 
     /// What has entered, up to this offset, is committed.
@@ -119,14 +112,12 @@ impl Outbox {
         self.lock().confirmed(bytes);
         self.progress.set_committable(upto);
         self.urgent.store(false, Ordering::SeqCst);
-        self.entered.store(false, Ordering::SeqCst);
         self.emptied.notify_one();
     }
 
     /// What has entered is not committed.
     pub(in crate::consumer) fn put_back(&self, items: Vec<Item<Produced>>) {
         self.lock().put_back(items);
-        self.entered.store(false, Ordering::SeqCst);
     }
 
     /// Other outputs stand in for an item's.

@@ -120,12 +120,17 @@ impl<B: Broker> Transactor<B> {
             let state = self.shared.state();
             partitions.iter().filter_map(|from| state.outboxes.get(from).cloned()).collect()
         };
+        self.hurry_until(|| outboxes.iter().all(|outbox| outbox.is_done())).await;
+    }
+
+    /// Lets transactions end early until this is so.
+    async fn hurry_until(&self, is_so: impl Fn() -> bool) {
         let _hurry = Hurry::new(&self.shared.hurrying);
         self.shared.filled.notify_one();
         loop {
             let mut ended = pin!(self.shared.ended.notified());
             ended.as_mut().enable();
-            if outboxes.iter().all(|outbox| outbox.is_done()) {
+            if is_so() {
                 return;
             }
             ended.await;
@@ -146,21 +151,12 @@ impl<B: Broker> Transactor<B> {
     /// Waits until no transaction is open any more that has something of an earlier assignment of these partitions. A member
     /// that has got them again could commit it, behind what the new assignment has found committed and begins at.
     pub(in crate::consumer) async fn past(&self, partitions: &[TopicPartition]) {
-        let _hurry = Hurry::new(&self.shared.hurrying);
-        self.shared.filled.notify_one();
-        loop {
-            let mut ended = pin!(self.shared.ended.notified());
-            ended.as_mut().enable();
-            let is_past = {
-                let given_up = &mut self.shared.state().given_up;
-                given_up.retain(|_, outbox| outbox.has_entered());
-                !partitions.iter().any(|from| given_up.contains_key(from))
-            };
-            if is_past {
-                return;
-            }
-            ended.await;
-        }
+        let is_past = || {
+            let given_up = &mut self.shared.state().given_up;
+            given_up.retain(|_, outbox| outbox.has_entered());
+            !partitions.iter().any(|from| given_up.contains_key(from))
+        };
+        self.hurry_until(is_past).await;
     }
 
     /// Ends it. What was not finished is delivered again.
