@@ -6,6 +6,7 @@
 
 mod error;
 mod hazards;
+mod kept;
 mod offsets;
 mod parked;
 mod pauses;

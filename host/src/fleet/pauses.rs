@@ -1,36 +1,28 @@
 //! Which handlers an operator has paused: a file for each in the host's own folder, so that no restart lets one go on by itself.
 
-use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use super::kept::Kept;
 
 /// The pauses of one host.
 #[derive(Debug)]
-pub struct Pauses {
-    folder: PathBuf,
-}
+pub struct Pauses(Kept);
 
 impl Pauses {
     /// Those that are kept in the host's own folder.
     pub fn new(state: &Path) -> Self {
-        Self { folder: state.join("paused") }
+        Self(Kept::new(state.join("paused")))
     }
 
-    /// Whether a handler is paused. Its name is a folder's name.
+    /// Whether a handler is paused.
     pub fn has(&self, handler: &str) -> bool {
-        self.folder.join(handler).exists()
+        self.0.file(handler).exists()
     }
 
     /// Keeps a pause or its end; once this returns it outlives the host.
     pub fn set(&self, handler: &str, paused: bool) -> io::Result<()> {
-        let file = self.folder.join(handler);
-        if paused {
-            fs::create_dir_all(&self.folder)?;
-            File::create(&file)?.sync_all()?;
-        } else if let Err(error) = fs::remove_file(&file) {
-            return if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) };
-        }
-        File::open(&self.folder)?.sync_all()
+        if paused { self.0.write(handler, "") } else { self.0.remove(handler) }
     }
 }
 

@@ -1,26 +1,25 @@
 //! What operators went back from: a file for each handler in the host's own folder, so that no restart brings it back by itself.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use tidemill_core::revisions::Rollback;
 
+use super::kept::Kept;
+
 /// The rollbacks of one host.
 #[derive(Debug)]
-pub struct Rollbacks {
-    folder: PathBuf,
-}
+pub struct Rollbacks(Kept);
 
 impl Rollbacks {
     /// Those that are kept in the host's own folder.
     pub fn new(state: &Path) -> Self {
-        Self { folder: state.join("rolled-back") }
+        Self(Kept::new(state.join("rolled-back")))
     }
 
-    /// The file that keeps a handler's. Its name is a folder's name.
+    /// The file that keeps a handler's.
     pub fn file(&self, handler: &str) -> PathBuf {
-        self.folder.join(handler)
+        self.0.file(handler)
     }
 
     /// What a handler was rolled back to and from, if it was. What can't be read is none, and is told.
@@ -44,21 +43,12 @@ impl Rollbacks {
 
     /// Keeps a rollback; once this returns it outlives the host.
     pub fn keep(&self, handler: &str, rollback: &Rollback) -> io::Result<()> {
-        fs::create_dir_all(&self.folder)?;
-        // Renamed into place; no handler's folder begins with a dot.
-        let beside = self.folder.join(format!(".{handler}"));
-        let mut file = File::create(&beside)?;
-        file.write_all(written(rollback).as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&beside, self.file(handler))?;
-        File::open(&self.folder)?.sync_all()
+        self.0.write(handler, &written(rollback))
     }
 
     /// Another file was dropped in, and what was set aside is a new deployment when it comes again.
     pub fn forget(&self, handler: &str) {
-        if let Err(error) = fs::remove_file(self.file(handler))
-            && error.kind() != io::ErrorKind::NotFound
-        {
+        if let Err(error) = self.0.remove(handler) {
             let file = self.file(handler);
             tracing::warn!(handler, file = %file.display(), %error, "a rollback that is over can't be removed; remove it, or that file stays set aside");
         }
