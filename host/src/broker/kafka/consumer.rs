@@ -120,13 +120,11 @@ impl KafkaConsumer {
         }
         Ok(places)
     }
-}
 
-impl KafkaConsumer {
-    /// Lets partitions that stay be read on at once behind a rebalance. Nobody waits for it.
-    fn wake_fetchers(&self) {
+    /// Lets partitions that stay be read on at once behind a rebalance that has brought these. Nobody waits for it.
+    fn wake_fetchers(&self, brought: Vec<TopicPartition>) {
         let client = Arc::downgrade(&self.client);
-        drop(tokio::task::spawn_blocking(move || client.upgrade().map(|client| client.wake_fetchers())));
+        drop(tokio::task::spawn_blocking(move || client.upgrade().map(|client| client.wake_fetchers(&brought))));
     }
 }
 
@@ -197,9 +195,10 @@ impl Consumer for KafkaConsumer {
             add(&mut found, &partition.topic, partition.partition, Place::Offset(places[&partition]))?;
         }
         let client = Arc::clone(&self.client);
+        let brought = partitions.to_vec();
         let partitions = partitions.to_vec();
         let started = blocking(move || client.start(&partitions, &found)).await?;
-        self.wake_fetchers();
+        self.wake_fetchers(brought);
         Ok(started)
     }
 
@@ -215,7 +214,7 @@ impl Consumer for KafkaConsumer {
         let client = Arc::clone(&self.client);
         let partitions = partitions.to_vec();
         blocking(move || client.release(&partitions)).await?;
-        self.wake_fetchers();
+        self.wake_fetchers(Vec::new());
         Ok(())
     }
 

@@ -195,10 +195,11 @@ impl Client {
     }
 
     /// Asks the brokers something, for the sake of being answered: librdkafka stops all partitions until a rebalance is answered, and
-    /// then does not wake the threads that fetch them (2.12.1). By themselves these look again within a second.
-    pub(super) fn wake_fetchers(&self) {
-        let started: Vec<TopicPartition> = self.state().started.keys().cloned().collect();
-        let Ok(ends) = list(started.iter().map(|partition| (partition, Place::End))) else { return };
+    /// then does not wake the threads that fetch those that stay (2.12.1). By themselves these look again within a second.
+    pub(super) fn wake_fetchers(&self, brought: &[TopicPartition]) {
+        let stay: Vec<TopicPartition> =
+            self.state().started.keys().filter(|started| !brought.contains(started)).cloned().collect();
+        let Ok(ends) = list(stay.iter().map(|partition| (partition, Place::End))) else { return };
         if ends.count() > 0
             && let Err(error) = self.consumer.offsets_for_times(ends, WAKE_DEADLINE)
         {
