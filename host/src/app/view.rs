@@ -294,9 +294,11 @@ pub(super) fn move_view(handler: &str, dry_run: bool, Where { moved, elsewhere }
 
 /// Partitions of others, as they are answered.
 fn held_by(elsewhere: fleet::Elsewhere) -> Vec<Elsewhere> {
-    let each = elsewhere.into_iter();
-    let view = |(of, owner): (TopicPartition, _)| (of.topic.to_string(), of.partition, owner);
-    each.map(view).map(|(topic, partition, owner)| Elsewhere { topic, partition, owner }).collect()
+    let view = |(of, owner): (TopicPartition, _)| {
+        let (topic, partition) = (of.topic.to_string(), of.partition);
+        Elsewhere { topic, partition, owner }
+    };
+    elsewhere.into_iter().map(view).collect()
 }
 
 /// Where the host listens.

@@ -171,13 +171,14 @@ impl HostArgs {
         let token = self.token()?;
         let (mut joined, mut failed) = (None, Vec::new());
         for url in &self.admin {
-            match (question(&Client::new(url, token.clone())), joined.take()) {
-                (Ok(answer), Some(before)) => joined = Some(join(before, answer)),
-                (Ok(answer), None) => joined = Some(answer),
-                (Err(error), before) => {
-                    failed.push(error);
-                    joined = before;
+            match question(&Client::new(url, token.clone())) {
+                Ok(answer) => {
+                    joined = Some(match joined.take() {
+                        Some(before) => join(before, answer),
+                        None => answer,
+                    });
                 }
+                Err(error) => failed.push(error),
             }
         }
         match joined {

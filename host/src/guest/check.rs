@@ -151,10 +151,14 @@ impl Plan {
     }
 }
 
-/// Checks, compiles, links and tries out a component.
-pub(super) async fn load(engine: &Arc<Engine>, plan: &Plan, bytes: Vec<u8>) -> Result<Arc<Revision>, LoadError> {
+/// Checks, compiles, links and tries out a component with this digest.
+pub(super) async fn load(
+    engine: &Arc<Engine>,
+    plan: &Plan,
+    digest: Arc<str>,
+    bytes: Vec<u8>,
+) -> Result<Arc<Revision>, LoadError> {
     check_form(&bytes)?;
-    let digest: Arc<str> = digest(&bytes).into();
     let compiled =
         engine.compile(Arc::clone(&digest), bytes).await.map_err(|error| LoadError::Host(error.to_string()))?;
     take(engine, plan, digest, compiled.map_err(|error| LoadError::Broken(one_line(&error)))?).await

@@ -72,7 +72,7 @@ impl LiveHandler {
         metrics: Arc<HandlerMetrics>,
         bytes: Vec<u8>,
     ) -> Result<Self, LoadError> {
-        let revision = check::load(engine, &plan, bytes).await?;
+        let revision = check::load(engine, &plan, digest(&bytes).into(), bytes).await?;
         let succession = Succession::new(revision);
         Ok(Self { engine: Arc::clone(engine), plan, metrics, succession })
     }
@@ -117,8 +117,8 @@ impl LiveHandler {
         bytes: Vec<u8>,
         ready: impl Future<Output = Result<(), E>>,
     ) -> Result<Result<(), E>, LoadError> {
-        let digest = digest(&bytes);
-        let load = check::load(&self.engine, &self.plan, bytes);
+        let digest: Arc<str> = digest(&bytes).into();
+        let load = check::load(&self.engine, &self.plan, Arc::clone(&digest), bytes);
         let swapped = self.succession.swap_when(&digest, load, ready).await?;
         if matches!(swapped, Ok(true)) {
             self.metrics.swaps.inc();

@@ -200,14 +200,15 @@ pub(super) fn parked(way: &Way<'_>, to_park: &ToPark, behind: Option<Offset>, si
     if size == Size::Whole {
         add(header::ID, record.id(from));
     }
-    if let Some(Stop { class, reason, revision, attempts, .. }) = failure {
-        add(header::TIME, jiff::Timestamp::now().to_string());
-        add(header::CLASS, class.name().to_owned());
-        add(header::CODE, truncated(&reason.code, CODE_BYTES_MAX));
-        add(header::ATTEMPTS, attempts.to_string());
+    if let Some(stop) = failure {
+        let Why { class, code, detail, revision, since } = Why::of(stop);
+        add(header::TIME, since);
+        add(header::CLASS, class);
+        add(header::CODE, code);
+        add(header::ATTEMPTS, stop.attempts.to_string());
         add(header::REVISION, revision.to_string());
         if size == Size::Whole {
-            add(header::MESSAGE, truncated(&reason.detail, MESSAGE_BYTES_MAX));
+            add(header::MESSAGE, detail);
         }
     }
     Outgoing {
