@@ -74,10 +74,11 @@ pub(crate) fn backlog(quick: bool, records: Option<u64>, json: Option<&Path>) ->
             series.push(drained);
         }
     }
-    print(size, &series);
+    let all: Vec<Figures> = series.iter().map(|runs| Figures::of(runs)).collect();
+    print(size, &all);
     if let Some(path) = json {
         let objects: Vec<Value> =
-            WAYS.iter().zip(&series).map(|(way, runs)| object(size, way, runs, &series)).collect();
+            WAYS.iter().zip(&all).map(|(way, figures)| object(size, way, figures, &all)).collect();
         report::save(&objects, path)?;
     }
     Ok(())
@@ -172,17 +173,42 @@ fn millis(at: SystemTime) -> i64 {
     at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as i64
 }
 
-fn rates(runs: &[Drained]) -> Vec<f64> {
-    runs.iter().map(|run| run.rate).collect()
+/// What the runs of a way come to.
+struct Figures {
+    rates: Vec<f64>,
+    /// Medians.
+    rate: f64,
+    seconds: f64,
+    /// `None` where no new records came afterwards.
+    p99_ms: Option<f64>,
+    /// Sums.
+    disorder: u64,
+    lag: i64,
+}
+
+impl Figures {
+    fn of(runs: &[Drained]) -> Self {
+        let rates: Vec<f64> = runs.iter().map(|run| run.rate).collect();
+        let seconds: Vec<f64> = runs.iter().map(|run| run.seconds).collect();
+        let late: Vec<f64> = runs.iter().filter_map(|run| run.p99_ms).collect();
+        Self {
+            rate: median(&rates),
+            rates,
+            seconds: median(&seconds),
+            p99_ms: (!late.is_empty()).then(|| median(&late)),
+            disorder: runs.iter().map(|run| run.disorder).sum(),
+            lag: runs.iter().map(|run| run.lag).sum(),
+        }
+    }
 }
 
 /// What a way is measured against: the same contender without new records.
-fn undisturbed<'a>(way: &Way, series: &'a [Vec<Drained>]) -> &'a [Drained] {
+fn undisturbed<'a>(way: &Way, all: &'a [Figures]) -> &'a Figures {
     let first = WAYS.iter().position(|other| other.contender == way.contender).expect("it is one of the ways");
-    &series[first]
+    &all[first]
 }
 
-fn print(size: Size, series: &[Vec<Drained>]) {
+fn print(size: Size, all: &[Figures]) {
     println!(
         "\n{} records of {RECORD_BYTES} B and {} days, {KEYS} keys, {PARTITIONS} partitions; {RATE} new ones a second, {} in all\n\n{:<24} {:>12} {:>9} {:>9} {:>14} {:>18} {:>8} {:>8}",
         size.backlog,
@@ -197,35 +223,25 @@ fn print(size: Size, series: &[Vec<Drained>]) {
         "disorder",
         "lag"
     );
-    let native = median(&rates(&series[0]));
-    for (way, runs) in WAYS.iter().zip(series) {
-        let rate = median(&rates(runs));
-        let alone = rate / median(&rates(undisturbed(way, series)));
-        let seconds: Vec<f64> = runs.iter().map(|run| run.seconds).collect();
-        let late: Vec<f64> = runs.iter().filter_map(|run| run.p99_ms).collect();
-        let (disorder, lag) =
-            (runs.iter().map(|run| run.disorder).sum::<u64>(), runs.iter().map(|run| run.lag).sum::<i64>());
+    for (way, figures) in WAYS.iter().zip(all) {
+        let Figures { rate, seconds, p99_ms, disorder, lag, .. } = figures;
         println!(
-            "{:<24} {rate:>12.0} {alone:>9.2} {:>9.2} {:>14.2} {:>18} {disorder:>8} {lag:>8}",
+            "{:<24} {rate:>12.0} {:>9.2} {:>9.2} {seconds:>14.2} {:>18} {disorder:>8} {lag:>8}",
             way.label,
-            rate / native,
-            median(&seconds),
-            if late.is_empty() { "-".to_owned() } else { format!("{:.0}", median(&late)) },
+            rate / undisturbed(way, all).rate,
+            rate / all[0].rate,
+            p99_ms.map_or_else(|| "-".to_owned(), |late| format!("{late:.0}")),
         );
     }
 }
 
-fn object(size: Size, way: &Way, runs: &[Drained], series: &[Vec<Drained>]) -> Value {
-    let rates_of_way = rates(runs);
-    let rate = median(&rates_of_way);
-    let seconds: Vec<f64> = runs.iter().map(|run| run.seconds).collect();
-    let late: Vec<f64> = runs.iter().filter_map(|run| run.p99_ms).collect();
+fn object(size: Size, way: &Way, figures: &Figures, all: &[Figures]) -> Value {
+    let Figures { rates, rate, seconds, p99_ms, disorder, lag } = figures;
     json!({
         "suite": "backlog", "case": way.label, "contender": way.contender, "metric": "records_per_second until caught up", "unit": "1/s",
-        "backlog": size.backlog, "record_bytes": RECORD_BYTES, "new_records_per_second": if way.news { RATE } else { 0 }, "rounds": runs.len(),
-        "min": least(&rates_of_way), "median": rate, "max": most(&rates_of_way), "seconds": median(&seconds),
-        "ratio_alone": rate / median(&rates(undisturbed(way, series))), "ratio": rate / median(&rates(&series[0])),
-        "p99_afterwards_ms": (!late.is_empty()).then(|| median(&late)),
-        "order_violations": runs.iter().map(|run| run.disorder).sum::<u64>(), "lag_at_end": runs.iter().map(|run| run.lag).sum::<i64>(),
+        "backlog": size.backlog, "record_bytes": RECORD_BYTES, "new_records_per_second": if way.news { RATE } else { 0 }, "rounds": rates.len(),
+        "min": least(rates), "median": rate, "max": most(rates), "seconds": seconds,
+        "ratio_alone": rate / undisturbed(way, all).rate, "ratio": rate / all[0].rate,
+        "p99_afterwards_ms": p99_ms, "order_violations": disorder, "lag_at_end": lag,
     })
 }

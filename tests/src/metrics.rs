@@ -21,6 +21,11 @@ impl Metrics {
         Metrics { samples: text.lines().filter(|line| !line.starts_with('#')).filter_map(sample).collect() }
     }
 
+    /// Records that are in calls of guests.
+    pub fn in_flight(&self) -> f64 {
+        self.sum("tidemill_invoke_in_flight_records", &[])
+    }
+
     /// The sum of the samples with this name and at least these labels; 0 when there is none.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let matching = |sample: &&Sample| {

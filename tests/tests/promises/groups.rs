@@ -91,5 +91,5 @@ fn rebalances(host: &Host) -> Result<f64> {
 }
 
 fn is_amid_a_call(host: &Host) -> Result<bool> {
-    Ok(host.metrics()?.sum("tidemill_invoke_in_flight_records", &[]) > 0.0)
+    Ok(host.metrics()?.in_flight() > 0.0)
 }

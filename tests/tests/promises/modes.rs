@@ -88,7 +88,7 @@ fn unordered_records_of_one_key_run_at_once_and_none_is_lost() -> Result<()> {
     let one_key = Load { keys: 1, ..Load::batches("load", RECORDS) };
     scenario.send(&host, &one_key)?;
     wait::until("several records of the key to run at once", DEADLINE, || {
-        Ok((host.metrics()?.sum("tidemill_invoke_in_flight_records", &[]) >= 4.0).then_some(()))
+        Ok((host.metrics()?.in_flight() >= 4.0).then_some(()))
     })?;
     host.kill()?;
     let _next = setup.start()?;

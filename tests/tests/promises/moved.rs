@@ -55,9 +55,7 @@ fn a_reset_is_answered_once_it_is_carried_out() -> Result<()> {
     let setup = scenario.setup().handler(scenario.handler(manifest));
     let mut first = setup.start()?;
     scenario.send(&first, &Load::batches("load", 100))?;
-    wait::until("a call", DEADLINE, || {
-        Ok((first.metrics()?.sum("tidemill_invoke_in_flight_records", &[]) > 0.0).then_some(()))
-    })?;
+    wait::until("a call", DEADLINE, || Ok((first.metrics()?.in_flight() > 0.0).then_some(())))?;
     first.ask(&["offsets", "reset", &scenario.handler, "--to", "5"])?;
     assert_eq!(committed(&scenario)?, [Some(5)], "it is committed when it is answered");
     let before = scenario.sink.stored()?.len();

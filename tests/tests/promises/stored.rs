@@ -80,9 +80,7 @@ fn a_second_signal_ends_the_host_at_once_and_nothing_is_lost() -> Result<()> {
     let setup = scenario.setup().handler(scenario.handler(manifest));
     let mut first = setup.start()?;
     scenario.send(&first, &Load::batches("load", 40))?;
-    wait::until("a call to run", DEADLINE, || {
-        Ok((first.metrics()?.sum("tidemill_invoke_in_flight_records", &[]) > 0.0).then_some(()))
-    })?;
+    wait::until("a call to run", DEADLINE, || Ok((first.metrics()?.in_flight() > 0.0).then_some(())))?;
     first.ask_to_end()?;
     wait::until("the host to drain", DEADLINE, || Ok(first.log().contains("the host drains and ends").then_some(())))?;
     let ended = first.terminate(Duration::from_secs(5))?;

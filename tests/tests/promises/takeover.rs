@@ -57,5 +57,5 @@ fn a_host_that_wakes_from_a_freeze_commits_nothing_that_is_another_ones() -> Res
 fn is_amid_a_call(host: &Host, received_min: f64) -> Result<bool> {
     let metrics = host.metrics()?;
     let received = metrics.sum("tidemill_receive_records_total", &[]);
-    Ok(received >= received_min && metrics.sum("tidemill_invoke_in_flight_records", &[]) > 0.0)
+    Ok(received >= received_min && metrics.in_flight() > 0.0)
 }

@@ -61,7 +61,7 @@ impl Stage<'_> {
         // What is committed before it is called is in hand all the same.
         let commits_first = self.mode.promise == Promise::NothingRepeated;
         self.amid_some(|stage, moment| {
-            let in_flight = stage.hosts[host].metrics()?.sum("tidemill_invoke_in_flight_records", &[]);
+            let in_flight = stage.hosts[host].metrics()?.in_flight();
             Ok(if moment.uncommitted > 0 || commits_first { in_flight } else { 0.0 })
         })
     }
