@@ -164,6 +164,8 @@ pub fn read(bootstrap: &str, topic: &str) -> Result<Vec<Kept>> {
 /// Reads a topic without transactions along with those who write it.
 pub struct Tail {
     consumer: BaseConsumer,
+    /// Asks for ends. A broker answers a client in turn, so that the reader's own question would wait for its open fetch.
+    asker: BaseConsumer,
     topic: String,
     /// Where each partition is read next.
     next: Vec<i64>,
@@ -175,12 +177,13 @@ impl Tail {
         let consumer: BaseConsumer = config(bootstrap).set("group.id", "tail").create()?;
         let partitions = partitions(&consumer, topic)?;
         assign_all(&consumer, topic, partitions)?;
-        Ok(Tail { consumer, topic: topic.to_owned(), next: vec![0; usize::try_from(partitions)?] })
+        let asker = config(bootstrap).create()?;
+        Ok(Tail { consumer, asker, topic: topic.to_owned(), next: vec![0; usize::try_from(partitions)?] })
     }
 
     /// What has come since the last call, up to what is there now.
     pub fn news(&mut self) -> Result<Vec<Kept>> {
-        let ends = ends_of(&self.consumer, &self.topic, i32::try_from(self.next.len())?)?;
+        let ends = ends_of(&self.asker, &self.topic, i32::try_from(self.next.len())?)?;
         let mut kept = Vec::new();
         while self.next.iter().zip(&ends).any(|(next, end)| next < end) {
             match self
