@@ -176,8 +176,13 @@ pub trait Transactions: Send + 'static {
     /// Ends the transaction with nothing kept. When this fails the value can only be dropped.
     fn abort(&mut self) -> impl Future<Output = Result<(), TransactionError>> + Send;
 
+    /// Leaves the transaction to whoever takes the id over next, without waiting for a broker that may be away. Answers what
+    /// may have reached one. The value can only be dropped then.
+    fn give_up(&mut self) -> impl Future<Output = Remains> + Send;
+
     /// Ends once more what was not committed, in all partitions of these records' topics and in those that keep the group's
-    /// offsets: each gets something in a transaction that is aborted. Before anything is committed again.
+    /// offsets: each gets something in a transaction that is aborted. Before anything is committed again. False: the member
+    /// has no place in its group yet, and without it the offsets are not reached.
     ///
     /// A broker that had trouble may count a transaction as aborted without having told its partitions (KAFKA-20734). What is
     /// committed next under the same id would be kept there together with what was not.
@@ -186,7 +191,18 @@ pub trait Transactions: Send + 'static {
         samples: &[Outgoing],
         offsets: &[(TopicPartition, Offset)],
         member: &Self::Member,
-    ) -> impl Future<Output = Result<(), TransactionError>> + Send;
+    ) -> impl Future<Output = Result<bool, TransactionError>> + Send;
+
+    /// Commits offsets once more that were committed under this id and that the group does not have, though nothing that was
+    /// begun before [`init`](Transactions::init) is open any more. False: the member has no place in its group yet.
+    ///
+    /// A broker that had trouble may count a transaction as committed without having told the partition that keeps the
+    /// group's offsets (KAFKA-20734). They are undecided there, and whoever asks for them waits.
+    fn restore(
+        &mut self,
+        offsets: &[(TopicPartition, Offset)],
+        member: &Self::Member,
+    ) -> impl Future<Output = Result<bool, TransactionError>> + Send;
 
     /// What the member's group really has committed, for each of the partitions; waits for transactions that are open on them.
     fn committed(
@@ -194,6 +210,24 @@ pub trait Transactions: Send + 'static {
         partitions: &[TopicPartition],
         member: &Self::Member,
     ) -> impl Future<Output = Result<Vec<Option<Offset>>, TransactionError>> + Send;
+}
+
+/// What may be in the log of a transaction that was given up.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Remains {
+    /// Whether anything may be.
+    pub possible: bool,
+    /// Where its first record surely is, in each partition that has acknowledged some.
+    pub known: BTreeMap<TopicPartition, Offset>,
+}
+
+/// The offsets that are not reached by what a group has committed, of the same partitions in the same order.
+pub(crate) fn lacking(
+    offsets: &[(TopicPartition, Offset)],
+    committed: &[Option<Offset>],
+) -> Vec<(TopicPartition, Offset)> {
+    let each = offsets.iter().zip(committed);
+    each.filter(|((_, offset), at)| at.is_none_or(|at| at < *offset)).map(|(lacking, _)| lacking.clone()).collect()
 }
 
 /// Why a transaction was not committed.

@@ -423,7 +423,11 @@ impl<B: Broker> Group<B> {
         if !known {
             tracing::warn!(partitions = %names(partitions), "the last commit was not confirmed in time; up to what was not committed is delivered again");
         }
-        self.forget(partitions);
+        match &self.transactor {
+            Some(transactor) if known => transactor.release(partitions),
+            Some(transactor) => transactor.give_up(partitions),
+            None => {}
+        }
         for assigned in leaving {
             self.membership.released(&assigned.progress);
         }
@@ -489,16 +493,11 @@ impl<B: Broker> Group<B> {
         }
     }
 
-    /// Lets nothing of partitions enter a transaction any more.
-    fn forget(&self, partitions: &[TopicPartition]) {
-        if let Some(transactor) = &self.transactor {
-            transactor.forget(partitions);
-        }
-    }
-
     /// Drops the work of partitions that are not ours any more: no commit.
     async fn abandon(&mut self, partitions: &[TopicPartition]) {
-        self.forget(partitions);
+        if let Some(transactor) = &self.transactor {
+            transactor.give_up(partitions);
+        }
         for from in partitions {
             if let Some(mut assigned) = self.assigned.remove(from) {
                 if Fault::IgnoreEpoch.is_on() {

@@ -82,6 +82,8 @@ macro_rules! broker_contract {
             an_earlier_owner_of_an_id_is_fenced
             a_dropped_transaction_leaves_nothing
             a_swept_transaction_leaves_nothing
+            a_restored_offset_never_falls
+            a_transaction_that_is_given_up_leaves_nothing
             a_member_commits_only_what_it_holds
             a_refused_record_is_named_and_the_rest_can_be_sent_again
         }

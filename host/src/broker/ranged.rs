@@ -13,7 +13,7 @@ use tidemill_core::record::{Chunk, ChunkBuilder, Offset, TopicPartition};
 use tokio::time::Instant;
 
 use super::{
-    Admin, Broker, BrokerError, CommitError, Consumer, ConsumerEvent, Outgoing, Producer, Reader, ReaderOf,
+    Admin, Broker, BrokerError, CommitError, Consumer, ConsumerEvent, Outgoing, Producer, Reader, ReaderOf, Remains,
     Subscription, TransactionError, Transactions,
 };
 
@@ -246,7 +246,20 @@ impl Transactions for NoTransactions {
         match *self {}
     }
 
-    async fn sweep(&mut self, _: &[Outgoing], _: &[(TopicPartition, Offset)], (): &()) -> Result<(), TransactionError> {
+    async fn give_up(&mut self) -> Remains {
+        match *self {}
+    }
+
+    async fn sweep(
+        &mut self,
+        _: &[Outgoing],
+        _: &[(TopicPartition, Offset)],
+        (): &(),
+    ) -> Result<bool, TransactionError> {
+        match *self {}
+    }
+
+    async fn restore(&mut self, _: &[(TopicPartition, Offset)], (): &()) -> Result<bool, TransactionError> {
         match *self {}
     }
 

@@ -102,16 +102,17 @@ impl Forwarding {
     fn check(&mut self) -> Result<()> {
         self.settle()?;
         let mut last = Follower::new(&self.bootstrap, &self.to)?;
-        for (reader, follower) in [("along the way", &mut self.follower), ("in the end", &mut last)] {
-            let read = wait::until(&format!("whoever reads {reader}"), DEADLINE, || {
-                follower.catch_up(MOMENT)?;
-                Ok((follower.values.len() >= self.sent).then_some(()))
-            });
-            read.with_context(|| {
-                let ends = topics::ends(&self.bootstrap, &self.to);
-                format!("{:?}; ends {ends:?}", differences(self.sent, &follower.values))
-            })?;
-        }
+        let read = wait::until("both readers", DEADLINE, || {
+            self.follower.catch_up(MOMENT)?;
+            last.catch_up(MOMENT)?;
+            let has_all = |follower: &Follower| follower.values.len() >= self.sent;
+            Ok((has_all(&self.follower) && has_all(&last)).then_some(()))
+        });
+        read.with_context(|| {
+            let (along, end) = (differences(self.sent, &self.follower.values), differences(self.sent, &last.values));
+            let ends = topics::ends(&self.bootstrap, &self.to);
+            format!("who reads along the way: {along:?}; who reads in the end: {end:?}; ends: {ends:?}")
+        })?;
         for (reader, follower) in [("along the way", &mut self.follower), ("in the end", &mut last)] {
             follower.catch_up(Duration::from_secs(1))?;
             let Differences { missing, surplus } = differences(self.sent, &follower.values);
@@ -270,8 +271,8 @@ fn a_host_that_outlives_its_broker_repeats_no_output() -> Result<()> {
     let mut lab = Kafka::start_nodes(1)?;
     let mut forwarding = Forwarding::new(&lab.bootstrap())?;
     let host = forwarding.setup(2, "100ms").start()?;
-    // Once within the transaction's time, and once past it: then the broker ends the transaction while it starts.
-    for away in [0, 5_000] {
+    // Within the transaction's time, and once past it: then the broker ends the transaction while it starts.
+    for away in [0, 5_000, 0, 0] {
         forwarding.send_and_see(2_000, 50).with_context(|| host.log())?;
         lab.kill(1)?;
         thread::sleep(Duration::from_millis(away));

@@ -4,7 +4,7 @@ use tidemill_core::record::{Offset, TopicPartition};
 
 use super::*;
 use crate::broker::contract::member::{Ending, Member, Seen};
-use crate::broker::{TransactionError, Transactions};
+use crate::broker::{Remains, TransactionError, Transactions};
 
 /// One partition that is read, one that is written, and a transactional producer.
 struct Stage<'a, B: Broker> {
@@ -142,6 +142,43 @@ pub async fn a_swept_transaction_leaves_nothing<B: Broker>(broker: &B, name: &st
     within(transactions.commit(&at(2), &place)).await.expect("committed");
     assert_eq!(stage.committed().await, Some(2));
     stage.reads("all", 3..5).await;
+    member.end(Ending::Drop).await;
+}
+
+/// What was committed is committed once more where the group does not have it, and only there.
+pub async fn a_restored_offset_never_falls<B: Broker>(broker: &B, name: &str) {
+    let stage = Stage::new(broker, name).await;
+    let (member, place) = stage.member().await;
+    let mut transactions = stage.transactions().await;
+    let at = |offset| [(stage.from.clone(), offset)];
+    within(transactions.commit(&at(2), &place)).await.expect("committed");
+    for (offset, then) in [(1, 2), (2, 2), (3, 3)] {
+        assert!(within(transactions.restore(&at(offset), &place)).await.expect("asked"), "the member has its place");
+        assert_eq!(stage.committed().await, Some(then));
+    }
+    within(transactions.send(stage.outputs(0..1))).await.expect("queued");
+    within(transactions.commit(&at(4), &place)).await.expect("committed");
+    stage.reads("all", 0..1).await;
+    member.end(Ending::Drop).await;
+}
+
+/// Whoever gives a transaction up knows what may be left of it: nothing of what was never sent.
+pub async fn a_transaction_that_is_given_up_leaves_nothing<B: Broker>(broker: &B, name: &str) {
+    let stage = Stage::new(broker, name).await;
+    let (member, place) = stage.member().await;
+    let mut given_up = stage.transactions().await;
+    assert_eq!(within(given_up.give_up()).await, Remains::default());
+    drop(given_up);
+    let mut given_up = stage.transactions().await;
+    within(given_up.send(stage.outputs(0..3))).await.expect("queued");
+    let Remains { possible, known } = within(given_up.give_up()).await;
+    assert!(possible || known.is_empty(), "what is known is possible");
+    drop(given_up);
+    let mut next = stage.transactions().await;
+    within(next.sweep(&stage.outputs(0..1), &[], &place)).await.expect("swept");
+    within(next.send(stage.outputs(3..4))).await.expect("queued");
+    within(next.commit(&[(stage.from.clone(), 1)], &place)).await.expect("committed");
+    stage.reads("all", 3..4).await;
     member.end(Ending::Drop).await;
 }
 

@@ -12,7 +12,7 @@ use super::append::room_of;
 use super::groups::Membership;
 use super::reads;
 use super::writer::{Command, Commit, Transact};
-use crate::broker::{BrokerError, Outgoing, TransactionError, Transactions};
+use crate::broker::{BrokerError, Outgoing, Remains, TransactionError, Transactions, lacking};
 
 /// Who has each transactional id now. One process holds the log, so that it need not be on disk.
 #[derive(Debug, Default)]
@@ -116,14 +116,34 @@ impl Transactions for EmbeddedTransactions {
         std::future::ready(Ok(()))
     }
 
+    /// All of it is written by the commit, or nothing.
+    fn give_up(&mut self) -> impl Future<Output = Remains> + Send {
+        self.generation = None;
+        std::future::ready(Remains::default())
+    }
+
     /// One database forgets nothing.
     fn sweep(
         &mut self,
         _samples: &[Outgoing],
         _offsets: &[(TopicPartition, Offset)],
         _member: &Arc<Membership>,
-    ) -> impl Future<Output = Result<(), TransactionError>> + Send {
-        std::future::ready(Ok(()))
+    ) -> impl Future<Output = Result<bool, TransactionError>> + Send {
+        std::future::ready(Ok(true))
+    }
+
+    async fn restore(
+        &mut self,
+        offsets: &[(TopicPartition, Offset)],
+        member: &Arc<Membership>,
+    ) -> Result<bool, TransactionError> {
+        let names: Vec<TopicPartition> = offsets.iter().map(|(name, _)| name.clone()).collect();
+        let kept = self.committed(&names, member).await?;
+        let lacking = lacking(offsets, &kept);
+        if !lacking.is_empty() {
+            self.commit(&lacking, member).await?;
+        }
+        Ok(true)
     }
 
     async fn committed(

@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use rdkafka::consumer::Consumer as _;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{Offset as Place, TopicPartitionList};
 use tidemill_core::record::{Offset, TopicPartition};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
 use self::member::Client;
-use super::config::Config;
+use super::config::{Config, refused_by_library};
 use super::ends::ends;
 use super::errors::code_of;
 use super::ffi::transaction::GroupMetadata;
@@ -64,7 +64,9 @@ impl KafkaConsumer {
         let native = config.consumer(subscription)?;
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let closing = Arc::new(AtomicBool::new(false));
-        let client = Client::subscribe(&native, subscription, sender, Arc::clone(&closing))?;
+        let mut asking = config.client()?;
+        asking.set("group.id", &subscription.group).set("isolation.level", "read_uncommitted");
+        let client = Client::subscribe(&native, asking, subscription, sender, Arc::clone(&closing))?;
         let (end, ended) = oneshot::channel();
         let poller = Arc::clone(&client);
         std::thread::Builder::new()
@@ -147,15 +149,22 @@ impl KafkaMember {
         Ok((places, client.entitled(offsets)?))
     }
 
-    /// The same, whoever has the partitions by now: for a transaction that is not going to be committed.
+    /// Whether it has a place in its group now.
+    pub(super) fn has_place(&self) -> bool {
+        self.0.upgrade().is_some_and(|client| GroupMetadata::of(&*client).is_some())
+    }
+
+    /// The same as [`place`](Self::place), whoever has the partitions by now: for what others can't have gone beyond, and for a
+    /// transaction that is not going to be committed.
     pub(super) fn claim(
         &self,
         offsets: &[(TopicPartition, Offset)],
-    ) -> Result<Option<(TopicPartitionList, GroupMetadata)>, String> {
+    ) -> Result<(TopicPartitionList, GroupMetadata), String> {
         let places = offsets.iter().map(|(partition, offset)| (partition, Place::Offset(*offset)));
         let places = list(places).map_err(|error| error.to_string())?;
         let client = self.0.upgrade().ok_or("the consumer is closed")?;
-        Ok(GroupMetadata::of(&*client).map(|metadata| (places, metadata)))
+        let metadata = GroupMetadata::of(&*client).ok_or("it has no place in its group")?;
+        Ok((places, metadata))
     }
 
     /// What the group has committed. Blocks at most so long.
@@ -169,6 +178,20 @@ impl KafkaMember {
         let asked = list(partitions.iter().map(|partition| (partition, Place::Invalid)))?;
         let found = client.consumer.committed_offsets(asked, within);
         let found = found.map_err(|error| client.unavailable(code_of(&error)))?;
+        Ok(partitions.iter().map(|partition| member::committed(&found, partition)).collect())
+    }
+
+    /// The same as far as it is decided: what transactions that are still open are going to commit is not waited for.
+    pub(super) fn decided(
+        &self,
+        partitions: &[TopicPartition],
+        within: Duration,
+    ) -> Result<Vec<Option<Offset>>, BrokerError> {
+        let closed = || BrokerError::Unavailable("the consumer is closed".to_owned());
+        let client = self.0.upgrade().ok_or_else(closed)?;
+        let asker: BaseConsumer = client.asking.create().map_err(refused_by_library)?;
+        let asked = list(partitions.iter().map(|partition| (partition, Place::Invalid)))?;
+        let found = asker.committed_offsets(asked, within).map_err(|error| client.unavailable(code_of(&error)))?;
         Ok(partitions.iter().map(|partition| member::committed(&found, partition)).collect())
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::broker::embedded::{Embedded, EmbeddedConsumer, EmbeddedReader, EmbeddedTransactions};
 use crate::broker::{
-    Admin, Broker, BrokerError, CommitError, Consumer, ConsumerEvent, Outgoing, Producer, Subscription,
+    Admin, Broker, BrokerError, CommitError, Consumer, ConsumerEvent, Outgoing, Producer, Remains, Subscription,
     TransactionError, Transactions,
 };
 
@@ -43,6 +43,8 @@ struct Shared {
 pub(crate) enum Mishap {
     /// It is not committed.
     Before(TransactionError),
+    /// The same, and nothing of it has reached the broker.
+    Unsent(TransactionError),
     /// It is committed, and the answer is lost.
     After(TransactionError),
 }
@@ -58,6 +60,8 @@ struct Seen {
     revocations: usize,
     /// How often what was not committed was ended once more.
     sweeps: usize,
+    /// Offsets that were to be there for certain, in order.
+    restored: Vec<(TopicPartition, Offset)>,
 }
 
 impl Watched {
@@ -91,6 +95,11 @@ impl Watched {
     /// How often what was not committed was ended once more.
     pub(crate) fn sweeps(&self) -> usize {
         self.shared.seen.borrow().sweeps
+    }
+
+    /// Offsets that were to be there for certain, in order.
+    pub(crate) fn restored(&self) -> Vec<(TopicPartition, Offset)> {
+        self.shared.seen.borrow().restored.clone()
     }
 
     /// Waits until members were told so often to give partitions back.
@@ -166,7 +175,8 @@ impl Broker for Watched {
         id: &str,
         properties: &BTreeMap<String, String>,
     ) -> Result<WatchedTransactions, BrokerError> {
-        Ok(WatchedTransactions { log: self.log.transactions(id, properties)?, shared: Arc::clone(&self.shared) })
+        let log = self.log.transactions(id, properties)?;
+        Ok(WatchedTransactions { log, shared: Arc::clone(&self.shared), may_have_reached: true })
     }
 
     fn admin(&self) -> Result<Arc<dyn Admin>, BrokerError> {
@@ -261,6 +271,8 @@ pub(crate) struct WatchedMember {
 pub(crate) struct WatchedTransactions {
     log: EmbeddedTransactions,
     shared: Arc<Shared>,
+    /// Whether something of the last transaction may have reached a broker.
+    may_have_reached: bool,
 }
 
 impl Transactions for WatchedTransactions {
@@ -280,15 +292,16 @@ impl Transactions for WatchedTransactions {
         member: &WatchedMember,
     ) -> Result<(), TransactionError> {
         let mishap = self.shared.mishaps.lock().expect("not poisoned").pop_front();
-        if let Some(Mishap::Before(error)) = mishap {
-            return Err(error);
+        if let Some(Mishap::Before(error) | Mishap::Unsent(error)) = &mishap {
+            self.may_have_reached = matches!(mishap, Some(Mishap::Before(_)));
+            return Err(error.clone());
         }
         offsets.iter().for_each(|(from, offset)| (self.shared.rule)(from, *offset));
         self.log.commit(offsets, &member.member).await?;
         self.shared.note(&member.group, offsets.to_vec());
         match mishap {
             Some(Mishap::After(error)) => Err(error),
-            Some(Mishap::Before(_)) | None => Ok(()),
+            Some(Mishap::Before(_) | Mishap::Unsent(_)) | None => Ok(()),
         }
     }
 
@@ -296,14 +309,27 @@ impl Transactions for WatchedTransactions {
         self.log.abort().await
     }
 
+    async fn give_up(&mut self) -> Remains {
+        Remains { possible: self.may_have_reached, ..self.log.give_up().await }
+    }
+
     async fn sweep(
         &mut self,
         samples: &[Outgoing],
         offsets: &[(TopicPartition, Offset)],
         member: &WatchedMember,
-    ) -> Result<(), TransactionError> {
+    ) -> Result<bool, TransactionError> {
         self.shared.seen.send_modify(|seen| seen.sweeps += 1);
         self.log.sweep(samples, offsets, &member.member).await
+    }
+
+    async fn restore(
+        &mut self,
+        offsets: &[(TopicPartition, Offset)],
+        member: &WatchedMember,
+    ) -> Result<bool, TransactionError> {
+        self.shared.seen.send_modify(|seen| seen.restored.extend_from_slice(offsets));
+        self.log.restore(offsets, &member.member).await
     }
 
     async fn committed(

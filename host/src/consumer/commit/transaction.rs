@@ -5,8 +5,10 @@
 //! confirmed them, so that no guest is called twice for it. When nobody knows how one ended, its producer is given
 //! up, another one takes its id over, which ends what was open, and what the group has committed by then says the rest.
 //!
-//! Behind a transaction that failed because a broker had trouble, what it left is ended once more before anything is committed:
-//! see [`Transactions::sweep`].
+//! A broker that had trouble may have forgotten to tell partitions how a transaction ended (ADR 16). So behind trouble another
+//! producer takes over, what may be left of the transaction that failed is ended once more before anything is committed
+//! ([`Transactions::sweep`]), and offsets of those before it are committed once more where they are not there
+//! ([`Transactions::restore`]).
 
 mod open;
 
@@ -16,16 +18,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tidemill_core::record::TopicPartition;
+use tidemill_core::record::{Offset, TopicPartition};
 use tidemill_core::transaction::Limits;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::open::{Left, Open};
+use self::open::{Left, Open, Part};
 use super::outbox::Outbox;
-use crate::broker::{Broker, BrokerError, Consumer, Outgoing, TransactionError, Transactions};
+use crate::broker::{Admin, Broker, BrokerError, Consumer, Outgoing, Remains, TransactionError, Transactions};
 use crate::consumer::partition::until;
 use crate::consumer::{Parts, Progress};
 use crate::fault::Fault;
@@ -36,6 +38,8 @@ const DELAY_MIN: Duration = Duration::from_millis(10);
 const DELAY_MAX: Duration = Duration::from_secs(2);
 /// How long a record whose output is refused, for a reason that may pass, holds up what lies behind it.
 const HOLD: Duration = Duration::from_secs(5);
+/// How soon a member is looked for again that joins its group.
+const PLACE_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the transactor may take to end: it may wait for the broker.
 const END_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -66,11 +70,23 @@ struct State<M> {
     outboxes: BTreeMap<TopicPartition, Arc<Outbox>>,
     /// The last one of each partition that was given up. The open transaction may have something of it.
     given_up: BTreeMap<TopicPartition, Arc<Outbox>>,
+    /// What was committed of partitions that were given up, until it is sure that the group has it.
+    committed: BTreeMap<TopicPartition, Offset>,
+    /// Whether partitions were given up since the transactor looked.
+    lost: bool,
 }
 
 impl<M> Shared<M> {
     fn state(&self) -> MutexGuard<'_, State<M>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A part is committed.
+    fn confirm(&self, Part { outbox, upto, bytes }: &Part) {
+        outbox.confirmed(*upto, *bytes);
+        if outbox.is_void() {
+            self.state().committed.insert(outbox.progress.from.clone(), *upto);
+        }
     }
 }
 
@@ -78,7 +94,13 @@ impl<B: Broker> Transactor<B> {
     /// Starts it; its producer takes over its id meanwhile.
     pub(in crate::consumer) fn start(broker: B, group: &str, limits: Limits, parts: Arc<Parts>) -> Self {
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { member: None, outboxes: BTreeMap::new(), given_up: BTreeMap::new() }),
+            state: Mutex::new(State {
+                member: None,
+                outboxes: BTreeMap::new(),
+                given_up: BTreeMap::new(),
+                committed: BTreeMap::new(),
+                lost: false,
+            }),
             filled: Arc::default(),
             ended: Notify::new(),
             hurrying: AtomicUsize::new(0),
@@ -97,6 +119,7 @@ impl<B: Broker> Transactor<B> {
             producer: None,
             open: Open::new(limits),
             left: Left::default(),
+            doubted: false,
             failures: 0,
         };
         Self { shared, stop, task: tokio::spawn(body.run()) }
@@ -137,15 +160,30 @@ impl<B: Broker> Transactor<B> {
         }
     }
 
+    /// All that these partitions have settled is committed, and they are not this member's any more.
+    pub(in crate::consumer) fn release(&self, partitions: &[TopicPartition]) {
+        let mut state = self.shared.state();
+        for from in partitions {
+            state.outboxes.remove(from);
+            state.committed.remove(from);
+        }
+    }
+
     /// Nothing of these partitions is committed from now on.
-    pub(in crate::consumer) fn forget(&self, partitions: &[TopicPartition]) {
+    pub(in crate::consumer) fn give_up(&self, partitions: &[TopicPartition]) {
         let mut state = self.shared.state();
         for from in partitions {
             if let Some(outbox) = state.outboxes.remove(from) {
                 outbox.give_up();
+                if let Some(frontier) = outbox.progress.frontier() {
+                    state.committed.insert(from.clone(), frontier.offset);
+                }
                 state.given_up.insert(from.clone(), outbox);
+                state.lost = true;
             }
         }
+        drop(state);
+        self.shared.filled.notify_one();
     }
 
     /// Waits until no transaction is open any more that has something of an earlier assignment of these partitions. A member
@@ -200,6 +238,8 @@ struct Body<B: Broker> {
     open: Open,
     /// What may still be open of transactions that failed.
     left: Left,
+    /// Whether there was trouble since it was sure that the group has what was committed.
+    doubted: bool,
     /// Transactions that failed since the last one that was committed.
     failures: u32,
 }
@@ -221,13 +261,26 @@ impl<B: Broker> Body<B> {
 
     /// Sends what is new, and commits when it is time; then waits for something to do.
     async fn turn(&mut self) {
+        if std::mem::take(&mut self.shared.state().lost) {
+            // It may have missed trouble, too.
+            self.doubted = true;
+            if !self.open.is_empty() {
+                return self.failed(TransactionError::StaleMember("partitions were lost".to_owned())).await;
+            }
+            self.producer = None;
+        }
         if self.producer.is_none() {
             self.take_over().await;
         }
-        if let Err(error) = self.sweep().await {
-            tracing::warn!(group = self.group, %error, "what an earlier transaction may have left open is not ended yet; outputs wait for it");
-            self.end_open(&error).await;
-            return self.wait_longer().await;
+        match self.clear_up().await {
+            Ok(true) => {}
+            // It joins its group, and is asked again for so long.
+            Ok(false) => return tokio::time::sleep(PLACE_INTERVAL).await,
+            Err(error) => {
+                tracing::warn!(group = self.group, %error, "what earlier transactions have left behind is not cleared up yet; outputs wait for it");
+                self.end_open(&error).await;
+                return self.wait_longer().await;
+            }
         }
         let now = self.origin.elapsed();
         self.fill(now);
@@ -294,9 +347,7 @@ impl<B: Broker> Body<B> {
                 for (part, item) in &self.open.items {
                     self.parts.settler.committed(&self.open.parts[*part].outbox.progress.from, item);
                 }
-                for part in &self.open.parts {
-                    part.outbox.confirmed(part.upto, part.bytes);
-                }
+                self.open.parts.iter().for_each(|part| self.shared.confirm(part));
                 self.open.clear();
                 self.shared.ended.notify_waiters();
             }
@@ -316,17 +367,20 @@ impl<B: Broker> Body<B> {
         if let TransactionError::Refused(refused) = &error {
             self.open.refused(refused, &self.parts.settler, self.origin.elapsed() + HOLD);
         }
-        self.end_open(&error).await;
-        let settled =
-            if unknown && !Fault::NewTransactionAfterUnknown.is_on() { self.resolve().await } else { Vec::new() };
-        if settled.is_empty() && is_trouble(&error) {
+        let remains = self.end_open(&error).await;
+        let settled = if unknown && !Fault::NewTransactionAfterUnknown.is_on() {
+            self.resolve(&remains.known).await
+        } else {
+            Vec::new()
+        };
+        if settled.is_empty() && remains.possible {
             self.open.note_in(&mut self.left);
         }
         for (part, items) in self.open.take() {
             let committed = settled.iter().any(|from| *from == part.outbox.progress.from);
             if committed {
                 items.iter().for_each(|item| self.parts.settler.committed(&part.outbox.progress.from, item));
-                part.outbox.confirmed(part.upto, part.bytes);
+                self.shared.confirm(&part);
             } else {
                 part.outbox.put_back(items);
             }
@@ -341,51 +395,84 @@ impl<B: Broker> Body<B> {
         tokio::time::sleep(delay).await;
     }
 
+    /// Behind trouble: ends once more what failed, and makes sure of what was committed. False: only a member can do that.
+    async fn clear_up(&mut self) -> Result<bool, TransactionError> {
+        Ok(self.sweep().await? && self.restore().await?)
+    }
+
     /// Ends once more what brokers that had trouble may have left open.
-    async fn sweep(&mut self) -> Result<(), TransactionError> {
+    async fn sweep(&mut self) -> Result<bool, TransactionError> {
         if self.left.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let member = self.shared.state().member.clone();
-        let (Some(producer), Some(member)) = (&mut self.producer, member) else { return Ok(()) };
+        let (Some(producer), Some(member)) = (&mut self.producer, member) else { return Ok(false) };
         let samples: Vec<Outgoing> = self.left.samples.values().cloned().collect();
         let offsets: Vec<_> = self.left.offsets.iter().map(|(from, offset)| (from.clone(), *offset)).collect();
-        producer.sweep(&samples, &offsets, &member).await?;
+        if !producer.sweep(&samples, &offsets, &member).await? {
+            return Ok(false);
+        }
         tracing::info!(
             group = self.group,
             topics = samples.len(),
             "what an earlier transaction may have left open is ended"
         );
         self.left = Left::default();
-        Ok(())
+        Ok(true)
     }
 
-    /// Aborts, or gives up the producer that can't.
-    async fn end_open(&mut self, error: &TransactionError) {
-        let spent =
-            matches!(error, TransactionError::Unknown(_) | TransactionError::Fenced(_) | TransactionError::Fatal(_));
-        let aborted = match &mut self.producer {
-            Some(producer) if !spent => producer.abort().await,
-            Some(_) | None => Err(error.clone()),
-        };
-        if let Err(error) = aborted {
-            tracing::warn!(group = self.group, %error, "the transactional producer is given up; another one takes over its id");
-            self.producer = None;
+    /// Makes sure that the group has the offsets of what was committed. The producer was made behind the trouble: nothing is open
+    /// in it, and what the coordinator knew until then is ended.
+    async fn restore(&mut self) -> Result<bool, TransactionError> {
+        if !self.doubted {
+            return Ok(true);
         }
+        let (offsets, member) = {
+            let state = self.shared.state();
+            let mut committed = state.committed.clone();
+            committed.extend(state.outboxes.iter().filter_map(|(from, outbox)| {
+                outbox.progress.frontier().map(|frontier| (from.clone(), frontier.offset))
+            }));
+            (committed.into_iter().collect::<Vec<_>>(), state.member.clone())
+        };
+        if !offsets.is_empty() {
+            let (Some(producer), Some(member)) = (&mut self.producer, member) else { return Ok(false) };
+            if !producer.restore(&offsets, &member).await? {
+                return Ok(false);
+            }
+        }
+        self.doubted = false;
+        // More may have been given up meanwhile.
+        let restored: BTreeMap<_, _> = offsets.into_iter().collect();
+        self.shared.state().committed.retain(|from, at| restored.get(from).is_none_or(|restored| restored < at));
+        Ok(true)
     }
 
-    /// The partitions whose part of the open transaction is committed after all.
-    async fn resolve(&mut self) -> Vec<TopicPartition> {
+    /// Aborts, or gives up the producer where that can't be done or where there was trouble. Answers what may be left of it.
+    async fn end_open(&mut self, error: &TransactionError) -> Remains {
+        let Some(producer) = &mut self.producer else { return Remains::default() };
+        let mut cause = error.clone();
+        if !self.doubted && !is_trouble(error) {
+            match producer.abort().await {
+                Ok(()) => return Remains::default(),
+                Err(error) => cause = error,
+            }
+        }
+        tracing::warn!(group = self.group, error = %cause, "the transactional producer is given up; another one takes over its id");
+        let remains = producer.give_up().await;
+        self.producer = None;
+        self.doubted = true;
+        remains
+    }
+
+    /// The partitions whose part of the open transaction is committed after all; `known` says where it has records.
+    async fn resolve(&mut self, known: &BTreeMap<TopicPartition, Offset>) -> Vec<TopicPartition> {
         let offsets = self.open.offsets();
         let names: Vec<TopicPartition> = offsets.iter().map(|(from, _)| from.clone()).collect();
         loop {
             // From here on nothing is open, and what is committed stays as it is.
             if self.producer.is_none() {
                 self.take_over().await;
-            }
-            // Of partitions that are another member's by now nothing is to be sent again.
-            if self.open.parts.iter().all(|part| part.outbox.is_void()) {
-                return Vec::new();
             }
             let member = self.shared.state().member.clone();
             let (Some(producer), Some(member)) = (&mut self.producer, member) else { continue };
@@ -397,10 +484,17 @@ impl<B: Broker> Body<B> {
                 }
                 Err(error) => {
                     tracing::warn!(group = self.group, %error, "it is not known yet whether a transaction was committed");
-                    // Forgotten where the offsets are kept, it would stay undecided for good.
-                    self.open.note_in(&mut self.left);
-                    if let Err(error) = self.sweep().await {
-                        self.end_open(&error).await;
+                    match is_visible(self.broker.admin(), known).await {
+                        // The offsets are committed once more before anything else.
+                        Ok(true) => return names,
+                        // Forgotten where the offsets are kept, it would stay undecided for good.
+                        Ok(false) => {
+                            self.open.note_in(&mut self.left);
+                            if let Err(error) = self.sweep().await {
+                                self.end_open(&error).await;
+                            }
+                        }
+                        Err(error) => tracing::warn!(group = self.group, %error, "nor do its outputs say so"),
                     }
                     tokio::time::sleep(DELAY_MAX).await;
                 }
@@ -432,6 +526,21 @@ impl<B: Broker> Body<B> {
         producer.init().await.map_err(|error| error.to_string())?;
         Ok(producer)
     }
+}
+
+/// Whether one who reads what is committed sees one of these records.
+async fn is_visible(
+    admin: Result<Arc<dyn Admin>, BrokerError>,
+    records: &BTreeMap<TopicPartition, Offset>,
+) -> Result<bool, BrokerError> {
+    let admin = admin?;
+    for (of, offset) in records {
+        let read = admin.read(&of.topic, of.partition, *offset, 1).await?;
+        if read.records().next().is_some_and(|record| record.offset() == *offset) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether a broker had trouble, so that it may have ended the transaction without telling each partition. In the other cases

@@ -163,6 +163,40 @@ async fn a_transaction_that_fails_is_sent_again_and_no_guest_is_called_again() {
 }
 
 #[tokio::test]
+async fn what_never_reached_a_broker_is_not_ended_there() {
+    let world = world("a b").await;
+    let mut member = world.join(Config { concurrency: 1, ..exactly_once() });
+    member.call_of(&[0]).await.emit();
+    world.committed(0, 1).await;
+    assert_eq!(world.broker.restored(), [], "while all goes well nothing is made sure of");
+    world.broker.mishaps([Mishap::Unsent(TransactionError::Aborted("no broker".to_owned()))]);
+    member.call_of(&[1]).await.emit();
+    world.committed(0, 2).await;
+    member.stop().await;
+    assert_eq!((outputs(&world).await, world.broker.sweeps()), (vec![0, 1], 0));
+    let first = (TopicPartition::new(TOPIC, 0), 1);
+    assert_eq!(world.broker.restored(), [first], "what was committed before may not be there");
+}
+
+#[tokio::test]
+async fn who_has_lost_partitions_makes_sure_of_what_was_committed() {
+    let world = world("a b").await;
+    let mut member = world.join(Config { concurrency: 1, ..exactly_once() });
+    member.call_of(&[0]).await.emit();
+    world.committed(0, 1).await;
+    let in_hand = member.call_of(&[1]).await;
+    world.broker.tell(ConsumerEvent::Lost(vec![TopicPartition::new(TOPIC, 0)]));
+    in_hand.stopped().await;
+    member.call_of(&[1]).await.emit();
+    world.committed(0, 2).await;
+    member.stop().await;
+    assert_eq!(
+        (outputs(&world).await, world.broker.restored()),
+        (vec![0, 1], vec![(TopicPartition::new(TOPIC, 0), 1)])
+    );
+}
+
+#[tokio::test]
 async fn a_transaction_whose_end_is_unknown_counts_as_committed_if_the_group_has_its_offsets() {
     assert_eq!(after_an_unknown_end().await, (vec![0, 1], 0), "and it is not ended another way");
 }

@@ -40,6 +40,8 @@ const NOTHING_AFTER: Duration = Duration::from_secs(1);
 /// The client, alive as long as its thread, a reader or a commit holds it. The thread is always the last.
 pub(in crate::broker::kafka) struct Client {
     pub(super) consumer: BaseConsumer<Context>,
+    /// For a client that asks about the group and is no member.
+    pub(super) asking: ClientConfig,
     wakers: Arc<Wakers>,
 }
 
@@ -87,6 +89,7 @@ impl Client {
     /// Makes a client that is subscribed, and joins once [`poll`] runs.
     pub(super) fn subscribe(
         config: &ClientConfig,
+        asking: ClientConfig,
         subscription: &Subscription,
         events: mpsc::Sender<ConsumerEvent>,
         closing: Arc<AtomicBool>,
@@ -96,7 +99,7 @@ impl Client {
         let consumer = BaseConsumer::from_config_and_context(config, context).map_err(refused_by_library)?;
         let topics: Vec<&str> = subscription.topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics).map_err(|error| BrokerError::Config(format!("the topics are refused: {error}")))?;
-        Ok(Arc::new(Self { consumer, wakers: Arc::default() }))
+        Ok(Arc::new(Self { consumer, asking, wakers: Arc::default() }))
     }
 
     fn context(&self) -> &Context {

@@ -155,6 +155,23 @@ impl Batch {
         self.open.load(Ordering::Acquire) == 0 && !self.failed.load(Ordering::Acquire)
     }
 
+    /// Whether any record may be stored, as far as it is reported by now.
+    pub(in super::super) fn may_be_stored(&self) -> bool {
+        let never = |slot: &Slot| slot.report.get().is_some_and(|report| report.persistence == Persistence::No);
+        !self.slots.iter().all(never)
+    }
+
+    /// Where records are stored.
+    pub(in super::super) fn stored(&self) -> impl Iterator<Item = (Arc<str>, i32, Offset)> {
+        let each = self.records.iter().zip(&self.slots);
+        each.filter_map(|(record, slot)| match slot.report.get()? {
+            Report { code: Code::NoError, partition, offset, .. } if *offset >= 0 => {
+                Some((Arc::clone(&record.topic), *partition, *offset))
+            }
+            _ => None,
+        })
+    }
+
     /// What became of the record at this place; known once all are [`reported`](Self::reported).
     pub(in super::super) fn report(&self, at: usize) -> Option<Report> {
         self.slots[at].report.get().copied()

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::c_int;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -119,8 +120,25 @@ impl Client {
 
     /// The same, and gives up at once what is not acknowledged.
     pub(super) fn part_at_once(&self) {
-        ffi::purge(&*self.library);
+        self.purge();
         self.part();
+    }
+
+    /// Gives up what is not acknowledged: each record is reported then, as never sent or as unknown.
+    pub(super) fn purge(&self) {
+        ffi::purge(&*self.library);
+    }
+
+    /// Waits until nothing is in flight.
+    pub(super) async fn all_reported(&self) {
+        loop {
+            let mut reported = pin!(self.reported());
+            reported.as_mut().enable();
+            if self.in_flight() == 0 {
+                return;
+            }
+            reported.await;
+        }
     }
 
     /// What the library's calls are made on.
@@ -307,8 +325,7 @@ pub(super) fn serve(mut client: Arc<Client>, replace: impl Fn(&Arc<Client>)) {
             };
         }
         if since.elapsed() > PARTING_DEADLINE && !purged {
-            // Each is reported then, as never sent or as unknown.
-            ffi::purge(&*client.library);
+            client.purge();
             purged = true;
         }
     }

@@ -3,6 +3,7 @@
 //! The library's end of a transaction is not to be trusted when it fails (2.12.1: a commit that had failed here may have
 //! succeeded at the broker). So nothing is ever begun on a client whose last commit did not return well.
 
+use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::pin::pin;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use crate::broker::kafka::consumer::KafkaMember;
 use crate::broker::kafka::errors::outcome;
 use crate::broker::kafka::ffi::Batch;
 use crate::broker::kafka::ffi::transaction::{self as ffi, Failure};
-use crate::broker::{BrokerError, Outgoing, SendError, TransactionError, Transactions};
+use crate::broker::{BrokerError, Outgoing, Remains, SendError, TransactionError, Transactions, lacking};
 
 /// How long one try to take the id over takes: it waits for the end of what was left open.
 const INIT_DEADLINE: Duration = Duration::from_secs(10);
@@ -29,6 +30,9 @@ const COMMIT_DEADLINE: Duration = Duration::from_secs(15);
 
 /// How long an abort may take before the client is given up.
 const ABORT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long it may take until what is given up is reported.
+const PURGE_DEADLINE: Duration = Duration::from_secs(1);
 
 /// How long the coordinator may take to say what a group has committed.
 const COMMITTED_DEADLINE: Duration = Duration::from_secs(10);
@@ -177,13 +181,16 @@ impl Transactions for KafkaTransactions {
         member: &KafkaMember,
     ) -> Result<(), TransactionError> {
         self.begin()?;
-        let sent = std::mem::take(&mut self.sent);
+        let sent = self.sent.clone();
         let (offsets, member) = (offsets.to_vec(), member.clone());
         // Until it has ended well: this call may be given up while the thread goes on.
         self.stage = Stage::Spent;
         let ended = self.blocking(move |client| commit(client, &sent, &offsets, &member)).await;
         self.stage = match &ended {
-            Ok(()) => Stage::Ready,
+            Ok(()) => {
+                self.sent.clear();
+                Stage::Ready
+            }
             Err(TransactionError::Unknown(_) | TransactionError::Fenced(_) | TransactionError::Fatal(_)) => {
                 Stage::Spent
             }
@@ -198,7 +205,6 @@ impl Transactions for KafkaTransactions {
     }
 
     async fn abort(&mut self) -> Result<(), TransactionError> {
-        self.sent.clear();
         match self.stage {
             Stage::New | Stage::Ready => return Ok(()),
             Stage::Spent => return Err(TransactionError::Fatal("its last transaction did not end well".into())),
@@ -208,8 +214,26 @@ impl Transactions for KafkaTransactions {
         let deadline = Instant::now() + ABORT_DEADLINE;
         let abort = move |client: &Client| until(deadline, |millis| ffi::abort(client.native(), millis)).map_err(told);
         self.blocking(abort).await.map_err(|error| TransactionError::Fatal(error.to_string()))?;
+        self.sent.clear();
         self.stage = Stage::Ready;
         Ok(())
+    }
+
+    async fn give_up(&mut self) -> Remains {
+        let was_open = !matches!(self.stage, Stage::New | Stage::Ready);
+        self.stage = Stage::Spent;
+        self.client.purge();
+        // What was purged is reported at once.
+        drop(timeout(PURGE_DEADLINE, self.client.all_reported()).await);
+        let sent = std::mem::take(&mut self.sent);
+        // Without records it may be about the offsets alone. With some, these come behind them.
+        let possible = was_open && (sent.is_empty() || sent.iter().any(|batch| batch.may_be_stored()));
+        let mut known = BTreeMap::new();
+        for (topic, partition, offset) in sent.iter().flat_map(|batch| batch.stored()) {
+            let first: &mut Offset = known.entry(TopicPartition::new(topic, partition)).or_insert(offset);
+            *first = offset.min(*first);
+        }
+        Remains { possible, known }
     }
 
     async fn sweep(
@@ -217,7 +241,10 @@ impl Transactions for KafkaTransactions {
         samples: &[Outgoing],
         offsets: &[(TopicPartition, Offset)],
         member: &KafkaMember,
-    ) -> Result<(), TransactionError> {
+    ) -> Result<bool, TransactionError> {
+        if !offsets.is_empty() && !member.has_place() {
+            return Ok(false);
+        }
         let mut records = Vec::new();
         for sample in samples {
             let topic = Arc::clone(&sample.topic);
@@ -230,10 +257,41 @@ impl Transactions for KafkaTransactions {
         }
         self.begin()?;
         self.send(Arc::new(records)).await?;
-        let sent = std::mem::take(&mut self.sent);
+        let sent = self.sent.clone();
         let (offsets, member) = (offsets.to_vec(), member.clone());
         self.blocking(move |client| touch(client, &sent, &offsets, &member)).await?;
-        self.abort().await
+        self.abort().await?;
+        Ok(true)
+    }
+
+    async fn restore(
+        &mut self,
+        offsets: &[(TopicPartition, Offset)],
+        member: &KafkaMember,
+    ) -> Result<bool, TransactionError> {
+        if !member.has_place() {
+            return Ok(false);
+        }
+        let (partitions, asked) = (offsets.iter().map(|(from, _)| from.clone()).collect::<Vec<_>>(), member.clone());
+        let decided = self.blocking(move |_| {
+            let found = asked.decided(&partitions, COMMITTED_DEADLINE);
+            found.map_err(|error| TransactionError::Unavailable(error.to_string()))
+        });
+        let lacking = lacking(offsets, &decided.await?);
+        if lacking.is_empty() {
+            return Ok(true);
+        }
+        self.begin()?;
+        self.stage = Stage::Spent;
+        let member = member.clone();
+        let partitions = lacking.len();
+        self.blocking(move |client| commit_claimed(client, &lacking, &member)).await?;
+        self.stage = Stage::Ready;
+        tracing::warn!(
+            partitions,
+            "the broker has counted a transaction as committed without keeping the group's offsets (KAFKA-20734); they are committed once more"
+        );
+        Ok(true)
     }
 
     async fn committed(
@@ -304,13 +362,27 @@ fn touch(
         Ok(()) | Err(TransactionError::Refused(_)) => {}
         Err(error) => return Err(error),
     }
-    let claim = if offsets.is_empty() { None } else { member.claim(offsets).map_err(TransactionError::StaleMember)? };
-    let Some((places, metadata)) = claim else { return Ok(()) };
+    if offsets.is_empty() {
+        return Ok(());
+    }
+    let (places, metadata) = member.claim(offsets).map_err(TransactionError::StaleMember)?;
     match until(deadline, |millis| ffi::send_offsets(client.native(), &places, &metadata, millis)).map_err(told) {
         // Whoever has the partitions now: their offsets' partition is in the transaction.
         Ok(()) | Err(TransactionError::StaleMember(_)) => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Commits offsets of the group, whoever has the partitions by now, on a thread that may wait.
+fn commit_claimed(
+    client: &Client,
+    offsets: &[(TopicPartition, Offset)],
+    member: &KafkaMember,
+) -> Result<(), TransactionError> {
+    let deadline = Instant::now() + COMMIT_DEADLINE;
+    let (places, metadata) = member.claim(offsets).map_err(TransactionError::StaleMember)?;
+    until(deadline, |millis| ffi::send_offsets(client.native(), &places, &metadata, millis)).map_err(told)?;
+    until(deadline, |millis| ffi::commit(client.native(), millis)).map_err(told)
 }
 
 /// Makes a call until it succeeds, fails for good, or the time is over.

@@ -10,7 +10,7 @@ use super::broker::{LOOK, SimBroker, SimMember, numbers};
 use super::producer::{is_large, named, too_large};
 use super::trace::{Answer, Sent, Source, What};
 use super::world::World;
-use crate::broker::{Outgoing, TransactionError, Transactions};
+use crate::broker::{Outgoing, Remains, TransactionError, Transactions, lacking};
 
 /// The broker aborts what is open for so long.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -210,19 +210,41 @@ impl Transactions for SimTransactions {
         Ok(())
     }
 
+    async fn give_up(&mut self) -> Remains {
+        self.records.clear();
+        Remains { possible: true, known: BTreeMap::new() }
+    }
+
     /// There is nothing to end once more: this broker forgets no partition.
     async fn sweep(
         &mut self,
         _samples: &[Outgoing],
         _offsets: &[(TopicPartition, Offset)],
         _member: &SimMember,
-    ) -> Result<(), TransactionError> {
+    ) -> Result<bool, TransactionError> {
         let SimBroker { world, life } = &self.broker;
         if !life.up_within(PATIENCE).await || world.mishap(|rates| rates.transaction) {
             return Err(TransactionError::Unavailable("no answer".to_owned()));
         }
         world.latency(10).await;
-        Ok(())
+        Ok(true)
+    }
+
+    /// Nothing is lacking, for the same reason.
+    async fn restore(
+        &mut self,
+        offsets: &[(TopicPartition, Offset)],
+        _member: &SimMember,
+    ) -> Result<bool, TransactionError> {
+        let SimBroker { world, life } = &self.broker;
+        if !life.up_within(PATIENCE).await || world.mishap(|rates| rates.transaction) {
+            return Err(TransactionError::Unavailable("no answer".to_owned()));
+        }
+        let state = world.lock();
+        let kept: Vec<Option<Offset>> =
+            offsets.iter().map(|(from, _)| state.group.committed[from.partition as usize]).collect();
+        assert_eq!(lacking(offsets, &kept), [], "what was committed is there");
+        Ok(true)
     }
 
     async fn committed(
