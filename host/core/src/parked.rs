@@ -129,6 +129,11 @@ impl<W> Parked<W> {
         self.owner = Some(owner);
     }
 
+    /// Whose writing counts now; `None` while there was no notice: then everybody's does.
+    pub fn owner(&self) -> Option<&Arc<str>> {
+        self.owner.as_ref()
+    }
+
     /// A record lies in the parked topic. False if it does not count: somebody wrote it who was not the owner any more, or what
     /// was to lie before it does not.
     pub fn parked(&mut self, key: Key, written: Written<W>) -> bool {

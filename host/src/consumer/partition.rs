@@ -134,8 +134,15 @@ struct Task<R> {
 enum Ended {
     /// One with records of the source.
     Called(CallId, Settlement),
-    /// One that parked records of the source: which of each lane were parked before, and where the others lie now.
-    Parked { id: CallId, held: Vec<(LaneId, bool)>, records: Vec<ToPark>, places: Vec<Option<Offset>> },
+    /// One that parked records of the source: which of each lane were parked before, where the others lie now, and what was read
+    /// of the parked topic up to there.
+    Parked {
+        id: CallId,
+        held: Vec<(LaneId, bool)>,
+        records: Vec<ToPark>,
+        places: Vec<Option<Offset>>,
+        read: Vec<Arc<Chunk>>,
+    },
     /// One with parked records: the second machine's offset of each, and the parked topic's.
     TriedAgain { id: CallId, settlement: Settlement, places: Vec<(Offset, Offset)> },
 }
@@ -173,7 +180,7 @@ impl<R: Reader> Task<R> {
                 biased;
                 Some(ended) = self.calls.join_next(), if !self.calls.is_empty() => match ended {
                     Ok(Ended::Called(call, settlement)) => self.returned(call, settlement),
-                    Ok(Ended::Parked { id, held, records, places }) => self.on_parked(id, held, records, places),
+                    Ok(Ended::Parked { id, held, records, places, read }) => self.on_parked(id, held, records, places, &read),
                     Ok(Ended::TriedAgain { id, settlement, places }) => self.tried_again(id, settlement, places),
                     Err(error) => tracing::error!(partition = %self.progress.from, %error, "a call's task was lost"),
                 },

@@ -59,6 +59,16 @@ impl ParkedTopics {
         self.send_one(notice(place, owner)).await
     }
 
+    /// The same, where somebody else's notice came in between; returns once it is acknowledged, however long it takes.
+    pub(crate) async fn claim_again(
+        &self,
+        place: &TopicPartition,
+        owner: &Arc<str>,
+        revoked: &CancellationToken,
+    ) -> Result<(), GivenUp> {
+        self.insist(place, || notice(place, owner), revoked).await
+    }
+
     /// Notes that parked records were handled; returns once that is acknowledged, however long it takes.
     pub(crate) async fn note(
         &self,
@@ -66,9 +76,18 @@ impl ParkedTopics {
         handled: &OffsetSet,
         revoked: &CancellationToken,
     ) -> Result<(), GivenUp> {
+        self.insist(place, || receipt(place, handled), revoked).await
+    }
+
+    async fn insist(
+        &self,
+        place: &TopicPartition,
+        entry: impl Fn() -> Outgoing,
+        revoked: &CancellationToken,
+    ) -> Result<(), GivenUp> {
         let mut delay = DELAY_MIN;
         loop {
-            match self.send_one(receipt(place, handled)).await {
+            match self.send_one(entry()).await {
                 Ok(_) => return Ok(()),
                 Err(error) => self.tell(place, 1, &error),
             }

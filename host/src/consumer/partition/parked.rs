@@ -15,9 +15,11 @@ use tidemill_core::partition::Partition;
 use tidemill_core::record::{Chunk, ChunkBuilder, Offset, Record, Timestamp, TopicPartition};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use crate::broker::{BrokerError, SendError};
+use crate::broker::{Admin, BrokerError, SendError};
 use crate::consumer::{Config, Parking};
+use crate::fault::Fault;
 use crate::settle::Stop;
 use crate::settle::parked::{Entry, Why, restored};
 
@@ -39,6 +41,8 @@ pub(super) struct Keys {
     /// Names this assignment in what it writes there.
     owner: Arc<str>,
     index: Parked<Why>,
+    /// The index knows what lies before there.
+    known_to: Offset,
     /// Runs what is tried again.
     second: Partition,
     /// What was handed to it, by its own offsets.
@@ -70,6 +74,7 @@ impl Keys {
             source: Arc::clone(&from.topic),
             place: parking.topics.place_of(from),
             index: Parked::new(parking.records_max),
+            known_to: 0,
             parking,
             owner: format!("{:032x}", fastrand::u128(..)).into(),
             second: Partition::new(config.order, config.bounds.clone()),
@@ -98,7 +103,7 @@ impl Keys {
 
     async fn try_load(&mut self) -> Result<(), String> {
         let admin = Arc::clone(&self.parking.admin);
-        self.index = Parked::new(self.parking.records_max);
+        (self.index, self.known_to) = (Parked::new(self.parking.records_max), 0);
         match admin.topics(Some(&self.place.topic)).await {
             Ok(found) if found.iter().any(|of| of.partitions.len() as i64 > i64::from(self.place.partition)) => {}
             Err(BrokerError::NoSuchTopic(_)) if matches!(admin.takes_records(&self.place.topic).await, Ok(true)) => {
@@ -113,17 +118,13 @@ impl Keys {
             Err(SendError::NoSuchTopic(_)) => return Ok(()),
             Err(error) => return Err(error.to_string()),
         };
-        let mut next = 0;
-        while next <= notice {
-            let read = admin.read(&self.place.topic, self.place.partition, next, LOAD_RECORDS).await;
+        while self.known_to <= notice {
+            let read = admin.read(&self.place.topic, self.place.partition, self.known_to, LOAD_RECORDS).await;
             let chunk = read.map_err(|error| error.to_string())?;
-            let Some(last) = chunk.records().next_back() else {
+            if chunk.is_empty() {
                 return Err("it ends before the notice that was just written".to_owned());
-            };
-            for record in chunk.records().filter(|record| record.offset() <= notice) {
-                self.take_in(&record);
             }
-            next = last.offset() + 1;
+            self.take_in(&chunk);
         }
         Ok(())
     }
@@ -140,15 +141,32 @@ impl Keys {
         }
     }
 
-    fn take_in(&mut self, record: &Record) {
-        match Entry::of(record) {
-            Entry::Parked(written) => {
-                self.index.parked(key_of(record), written);
+    /// Whether what this assignment writes counts, as far as it knows.
+    fn owns(&self) -> bool {
+        self.index.owner().is_none_or(|owner| *owner == self.owner)
+    }
+
+    /// Whether it is there that a record of the source lies.
+    fn lies_at(&self, source: Offset, at: Offset) -> bool {
+        self.index.place_of(source) == Some(at) || Fault::ParkedNotAwaited.is_on()
+    }
+
+    /// Learns what was read of the parked topic. Answers whether others have parked something that counts.
+    fn take_in(&mut self, chunk: &Arc<Chunk>) -> bool {
+        let mut of_others = false;
+        for record in chunk.records() {
+            self.known_to = record.offset() + 1;
+            match Entry::of(&record) {
+                Entry::Parked(written) => {
+                    let is_others = written.owner != self.owner;
+                    of_others |= self.index.parked(key_of(&record), written) && is_others;
+                }
+                Entry::Receipt(handled) => self.index.settled_all(&handled),
+                Entry::Notice(owner) => self.index.owned_by(owner),
+                Entry::Foreign => {}
             }
-            Entry::Receipt(handled) => self.index.settled_all(&handled),
-            Entry::Notice(owner) => self.index.owned_by(owner),
-            Entry::Foreign => {}
         }
+        of_others
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -252,6 +270,43 @@ impl Keys {
             self.handed_bytes -= record.bytes();
         }
     }
+}
+
+/// Reads what lies in the parked topic from an offset up to one that was written; returns once it can be read, however long that
+/// takes. Once the partition is revoked what can't be read is given up: `None`.
+async fn read_back(
+    admin: &dyn Admin,
+    place: &TopicPartition,
+    mut from: Offset,
+    last: Offset,
+    revoked: &CancellationToken,
+) -> Option<Vec<Arc<Chunk>>> {
+    let mut chunks = Vec::new();
+    while from <= last {
+        let error = match admin.read(&place.topic, place.partition, from, LOAD_RECORDS).await {
+            Ok(chunk) => match chunk.records().next_back() {
+                Some(end) => {
+                    from = end.offset() + 1;
+                    chunks.push(chunk);
+                    continue;
+                }
+                None => "it ends before what was just written".to_owned(),
+            },
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(
+            topic = &*place.topic,
+            partition = place.partition,
+            error,
+            "what was just parked can't be read; its keys wait until it can"
+        );
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep(READ_AGAIN_DELAY) => {}
+            () = revoked.cancelled() => return None,
+        }
+    }
+    Some(chunks)
 }
 
 fn key_of(record: &Record) -> Key {

@@ -264,6 +264,23 @@ async fn what_a_host_that_was_left_behind_parks_does_not_count() {
 }
 
 #[tokio::test]
+async fn a_notice_that_comes_late_takes_nothing_from_who_has_the_partition() {
+    let world = World::ahead("a").await;
+    let mut first = world.join_with(config(), park());
+    let failing = first.call_of(&[0]).await;
+    let topics = ParkedTopics::new("h".into(), world.broker.producer(&BTreeMap::new()).expect("a producer"));
+    let place = topics.place_of(&TopicPartition::new(TOPIC, 0));
+    topics.claim(&place, &"who had it before".into()).await.expect("it is written");
+    failing.refuse();
+    first.until_parked(&[("a", 1)]).await;
+    world.committed(0, 1).await;
+    first.stop().await;
+    let second = world.join_with(config(), park());
+    second.until_parked(&[("a", 1)]).await;
+    second.stop().await;
+}
+
+#[tokio::test]
 async fn a_key_that_fails_again_waits_until_it_is_told_to_go_on_again() {
     let world = World::ahead("a a").await;
     let mut member = world.join_with(config(), park());

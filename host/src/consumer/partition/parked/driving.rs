@@ -6,17 +6,18 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tidemill_core::lanes::LaneId;
 use tidemill_core::offset_set::OffsetSet;
-use tidemill_core::parked::{Count, Key, Written};
+use tidemill_core::parked::{Count, Key};
 use tidemill_core::partition::{Action, Call, CallId, Event, Verdict};
-use tidemill_core::record::Offset;
+use tidemill_core::record::{Chunk, Offset};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::shown::shown;
-use super::{FULL_INTERVAL, Page, READ_AGAIN_DELAY, key_of};
+use super::{FULL_INTERVAL, Page, READ_AGAIN_DELAY, key_of, read_back};
 use crate::broker::Reader;
 use crate::consumer::asked::{Choice, ParkedKeys};
 use crate::consumer::partition::{Ended, Task};
+use crate::fault::Fault;
 use crate::settle::parked::{ToPark, Why, source_of};
 use crate::settle::{Settlement, Stop};
 
@@ -72,23 +73,50 @@ impl<R: Reader> Task<R> {
                 to_park.push(ToPark { record, failure });
             }
         }
-        let (topics, owner) = (Arc::clone(&keys.parking.topics), Arc::clone(&keys.owner));
+        let (parking, place, owner) = (keys.parking.clone(), keys.place.clone(), Arc::clone(&keys.owner));
+        let (owns, known_to) = (keys.owns(), keys.known_to);
         let (from, revoked) = (self.progress.from.clone(), self.revoked.clone());
         self.calls.spawn(async move {
-            let places = topics.park(&from, &owner, &to_park, &revoked).await;
-            Ended::Parked { id, held, records: to_park, places }
+            let topics = &parking.topics;
+            let written = async {
+                if !owns {
+                    topics.claim_again(&place, &owner, &revoked).await.ok()?;
+                }
+                let places = topics.park(&from, &owner, &to_park, &revoked).await;
+                let read = match places.iter().flatten().max() {
+                    Some(last) if !Fault::ParkedNotAwaited.is_on() => {
+                        read_back(&*parking.admin, &place, known_to, *last, &revoked).await?
+                    }
+                    Some(_) | None => Vec::new(),
+                };
+                Some((places, read))
+            };
+            let (places, read) = written.await.unwrap_or_else(|| (vec![None; to_park.len()], Vec::new()));
+            Ended::Parked { id, held, records: to_park, places, read }
         });
     }
 
-    /// Records lie in the parked topic, or were given up because the partition is revoked.
+    /// Records lie in the parked topic, or were given up because the partition is revoked. What counts of them is read there, as
+    /// whoever comes next will read it: a notice of a host that was left behind may have come before them.
     pub(in crate::consumer::partition) fn on_parked(
         &mut self,
         id: CallId,
         held: Vec<(LaneId, bool)>,
         records: Vec<ToPark>,
         places: Vec<Option<Offset>>,
+        read: &[Arc<Chunk>],
     ) {
         let Some(keys) = &mut self.parked else { return };
+        let of_others = read.iter().fold(false, |of_others, chunk| keys.take_in(chunk) || of_others);
+        if of_others {
+            keys.index.keys().for_each(|(key, _)| self.machine.set_aside(key.as_deref()));
+        }
+        if !keys.owns() {
+            tracing::warn!(
+                partition = %self.progress.from, topic = &*keys.place.topic,
+                "another host has said that it parks the records of this partition; this one says so again, and parks them again"
+            );
+        }
         let given_up = Verdict::Retry { after: READ_AGAIN_DELAY, charge: false };
         let mut written = records.into_iter().zip(places);
         let mut verdicts = Vec::with_capacity(held.len());
@@ -100,8 +128,10 @@ impl<R: Reader> Task<R> {
                 Verdict::Untouched
             } else if is_held {
                 Verdict::Settled
-            } else if let Some((ToPark { record, failure }, Some(at))) = own {
-                let (record, owner) = (record.record, Arc::clone(&keys.owner));
+            } else if let Some((ToPark { record, failure }, Some(at))) = own
+                && keys.lies_at(record.record.offset(), at)
+            {
+                let record = record.record;
                 if let Some(stop) = &failure {
                     tracing::warn!(
                         handler = self.metrics.handler(), from = %self.progress.from, offset = record.offset(),
@@ -111,8 +141,6 @@ impl<R: Reader> Task<R> {
                     );
                 }
                 keys.failed.remove(&record.offset());
-                let (source, why) = (source_of(&record), failure.as_ref().map(Why::of));
-                keys.index.parked(key_of(&record), Written { at, source, behind: None, owner, why });
                 Verdict::Settled
             } else {
                 given_up_in.push(lane);

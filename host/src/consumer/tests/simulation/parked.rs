@@ -122,7 +122,7 @@ impl Lying {
     }
 
     pub(super) fn lies(&self, source: Source) -> bool {
-        self.all().any(|lies| lies.source == source)
+        self.all().any(|lies| lies == source)
     }
 
     /// The records of a key as they lie.
@@ -131,13 +131,9 @@ impl Lying {
         of.iter().map(|lies| lies.source.1).collect()
     }
 
-    /// What lies there, if anything.
-    pub(super) fn first(&self) -> Option<Source> {
-        self.all().next().map(|lies| lies.source)
-    }
-
-    fn all(&self) -> impl Iterator<Item = &Lies> {
-        self.entries.values().flatten()
+    /// What lies there.
+    pub(super) fn all(&self) -> impl Iterator<Item = Source> {
+        self.entries.values().flatten().map(|lies| lies.source)
     }
 }
 

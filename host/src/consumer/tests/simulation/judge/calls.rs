@@ -40,7 +40,7 @@ impl Judge<'_> {
             let source = (partition, *offset);
             let parked = self.lying.lies(source)
                 || (self.handled.contains(&source) && *offset >= it.start)
-                || it.last.get(offset).is_some_and(|last| last.state == State::Parked);
+                || it.parks.contains_key(offset);
             if self.is_settled(at, *offset) && !parked {
                 return Err(format!("{offset} is settled and called again"));
             }
@@ -144,9 +144,9 @@ impl Judge<'_> {
         }
         let Some(at) = self.assignment(host, source.0) else { return };
         if sent == Sent::Parked {
-            if answer == Answer::Stored {
-                self.assignments[at].last.insert(source.1, Last { call: 0, state: State::Parked });
-            }
+            // One behind a record that was refused does not count, and one that failed is written again with all behind it.
+            let counts = answer == Answer::Stored && self.lying.lies(source);
+            self.assignments[at].parks.insert(source.1, counts);
             return;
         }
         if answer != Answer::Stored && sent != Sent::Letter {
@@ -182,12 +182,14 @@ impl Judge<'_> {
     /// Whether a record's life has ended in this assignment: it is done, and so is what lies before it in its call's lane.
     pub(super) fn is_settled(&self, at: usize, offset: Offset) -> bool {
         let it = &self.assignments[at];
+        if let Some(parked) = it.parks.get(&offset) {
+            return *parked;
+        }
         let Some(Last { call, state }) = it.last.get(&offset) else { return false };
         let ended = match state {
             _ if self.plan.mode == Mode::Database => offset < it.booked_to,
             State::Done(open) => open.is_empty(),
             State::Failed { letter, .. } => *letter,
-            State::Parked => true,
             State::Running | State::Untouched => false,
         };
         let lane = self.lane(it.partition, offset);
@@ -207,7 +209,7 @@ impl Judge<'_> {
         let spent = it.last.get(&offset).is_some_and(|last| match &last.state {
             State::Failed { spent, .. } => *spent,
             State::Done(_) => self.refused.contains(&(it.partition, offset)),
-            State::Parked | State::Running | State::Untouched => false,
+            State::Running | State::Untouched => false,
         });
         let once = self.plan.mode == Mode::AtMostOnce;
         let source = (it.partition, offset);

@@ -6,12 +6,19 @@ use tidemill_core::record::Offset;
 
 use super::super::parked::Lies;
 use super::super::story::Mode;
+use super::super::trace::Host;
 use super::{Judge, Last, State, Verdict};
 
 impl Judge<'_> {
-    pub(super) fn parked(&mut self, lies: &Lies) {
-        if self.lying.parked(self.keys[&lies.source], lies.clone()) {
-            self.parked.insert(lies.source);
+    pub(super) fn parked(&mut self, host: Host, lies: &Lies) {
+        if !self.lying.parked(self.keys[&lies.source], lies.clone()) {
+            return;
+        }
+        self.parked.insert(lies.source);
+        let partition = lies.source.0;
+        // It may come again, behind what its successor has done meanwhile.
+        if !self.assignment(host, partition).is_some_and(|at| self.is_latest(at)) {
+            self.disturbed.insert(partition);
         }
     }
 
@@ -34,7 +41,8 @@ impl Judge<'_> {
     pub(super) fn is_as_it_lies(&self, at: usize, offsets: &[Offset]) -> Verdict {
         let partition = self.assignments[at].partition;
         let of_key = |offset: &Offset| self.keys[&(partition, *offset)];
-        for key in offsets.iter().map(of_key).filter(|_| self.is_latest(at)) {
+        let judged = self.is_latest(at) && !self.disturbed.contains(&partition);
+        for key in offsets.iter().map(of_key).filter(|_| judged) {
             let lies = self.lying.of_key(partition, key);
             let of_it = offsets.iter().filter(|offset| of_key(offset) == key);
             if let Some(fresh) = of_it.clone().find(|offset| !self.parked.contains(&(partition, **offset)))
@@ -53,7 +61,8 @@ impl Judge<'_> {
     /// PARK-2: whatever came twice, each record of a key was done for the last time behind those before it.
     pub(super) fn is_done_in_order(&self) -> Verdict {
         let mut last: BTreeMap<(i32, u8), (Offset, u64)> = BTreeMap::new();
-        for ((partition, offset), done) in self.done.iter().filter(|_| self.plan.mode == Mode::Parking) {
+        let judged = |partition| self.plan.mode == Mode::Parking && !self.disturbed.contains(partition);
+        for ((partition, offset), done) in self.done.iter().filter(|((partition, _), _)| judged(partition)) {
             let key = (*partition, self.keys[&(*partition, *offset)]);
             if let Some((before, when)) = last.insert(key, (*offset, *done))
                 && when > *done
@@ -77,10 +86,12 @@ impl Judge<'_> {
         let key = self.keys.get(&(it.partition, offset)).filter(|_| self.plan.mode == Mode::Parking);
         let Some(key) = key else { return false };
         let failed = |(offset, last): (&Offset, &Last)| {
-            self.keys.get(&(it.partition, *offset)) == Some(key) && matches!(last.state, State::Failed { .. })
+            let own = self.keys.get(&(it.partition, *offset)) == Some(key);
+            own && matches!(last.state, State::Failed { .. }) && !it.parks.contains_key(offset)
         };
         let waits = !self.lying.of_key(it.partition, *key).is_empty() || it.last.iter().any(failed);
-        waits && !it.last.contains_key(&offset) && !self.lying.lies((it.partition, offset))
+        let was_called = it.last.get(&offset).is_some_and(|last| last.state != State::Untouched);
+        waits && !was_called && !it.parks.contains_key(&offset)
     }
 }
 
