@@ -124,7 +124,7 @@ impl Keys {
             if chunk.is_empty() {
                 return Err("it ends before the notice that was just written".to_owned());
             }
-            self.take_in(&chunk);
+            self.take_in(&[chunk]);
         }
         Ok(())
     }
@@ -152,9 +152,9 @@ impl Keys {
     }
 
     /// Learns what was read of the parked topic. Answers whether others have parked something that counts.
-    fn take_in(&mut self, chunk: &Arc<Chunk>) -> bool {
+    fn take_in(&mut self, read: &[Arc<Chunk>]) -> bool {
         let mut of_others = false;
-        for record in chunk.records() {
+        for record in read.iter().flat_map(|chunk| chunk.records()) {
             self.known_to = record.offset() + 1;
             match Entry::of(&record) {
                 Entry::Parked(written) => {

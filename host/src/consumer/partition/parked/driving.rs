@@ -107,8 +107,7 @@ impl<R: Reader> Task<R> {
         read: &[Arc<Chunk>],
     ) {
         let Some(keys) = &mut self.parked else { return };
-        let of_others = read.iter().fold(false, |of_others, chunk| keys.take_in(chunk) || of_others);
-        if of_others {
+        if keys.take_in(read) {
             keys.index.keys().for_each(|(key, _)| self.machine.set_aside(key.as_deref()));
         }
         if !keys.owns() {
