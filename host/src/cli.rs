@@ -1,6 +1,7 @@
 //! The command line: flags in, exit codes out. What the commands do is in the library.
 
 pub mod check;
+pub mod client;
 pub mod dlq;
 pub mod guests;
 pub mod new;

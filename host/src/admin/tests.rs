@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::*;
-use crate::cli::guests::{self, Client};
+use crate::cli::client::{Client, ClientError};
 use crate::config::units::SecretRef;
 
 struct Fake {
@@ -312,7 +312,7 @@ fn without_a_host_the_command_says_how_to_start_one() {
     // Bound and given back: nobody listens there.
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let error = Client::new(&format!("http://{address}"), None).list().unwrap_err();
-    assert!(matches!(error, guests::ClientError::NoHost { .. }), "{error:?}");
+    assert!(matches!(error, ClientError::NoHost { .. }), "{error:?}");
     assert!(error.to_string().contains("start it with `tidemill run`"), "{error}");
 }
 

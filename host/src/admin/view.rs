@@ -337,6 +337,17 @@ pub struct MoveView {
     pub elsewhere: Vec<Elsewhere>,
 }
 
+impl MoveView {
+    /// Both answers in one: what one host has moved, another one does not hold.
+    pub(crate) fn and(mut self, other: MoveView) -> MoveView {
+        let key = |of: &Elsewhere| (of.topic.clone(), of.partition);
+        let others: Vec<_> = other.elsewhere.iter().map(key).collect();
+        self.elsewhere.retain(|of| others.contains(&key(of)));
+        self.moved.extend(other.moved);
+        self
+    }
+}
+
 /// A partition that begins elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MovedView {

@@ -5,7 +5,7 @@
 use serde_json::json;
 use tidemill_core::record::{Offset, TopicPartition};
 
-use super::guests::{Client, ClientError, HostArgs};
+use super::client::{Client, ClientError, HostArgs, all_answered};
 use super::{ConfigPath, Failure};
 use crate::admin::{Elsewhere, MoveBody, MoveView, MovedView};
 use crate::app;
@@ -55,10 +55,11 @@ struct ResetArgs {
     /// Prints what was done as JSON.
     #[arg(long)]
     json: bool,
-    /// The admin address of the host that runs the handler; by default the one in the configuration, with its token.
-    #[arg(long, env = "TIDEMILL_ADMIN", value_name = "URL")]
-    admin: Option<String>,
-    /// The environment variable that holds the host's admin token.
+    /// The admin addresses of the hosts that run the handler, `URL,URL`; by default the one in the configuration, with its
+    /// token.
+    #[arg(long, env = "TIDEMILL_ADMIN", value_name = "URL", value_delimiter = ',')]
+    admin: Vec<String>,
+    /// The environment variable that holds the hosts' admin token.
     #[arg(long, value_name = "NAME")]
     token_env: Option<String>,
 }
@@ -101,13 +102,14 @@ pub fn run(args: Args) -> Result<(), Failure> {
             Ok(())
         }
         Command::Reset(reset) => {
-            let view = reset.carry_out(&config)?;
+            let (view, failed) = reset.carry_out(&config)?;
             let text = if reset.json { as_json(&view)? } else { text(&view) };
             super::say(&text)?;
+            all_answered(&failed)?;
             match view.elsewhere.len() {
                 0 => Ok(()),
                 left => Err(Failure::Failed(anyhow::anyhow!(
-                    "{left} partitions are held elsewhere and are where they were; ask the hosts that hold them, with --admin URL"
+                    "{left} partitions are held elsewhere and are where they were; ask the hosts that hold them, with --admin URL,URL"
                 ))),
             }
         }
@@ -115,27 +117,31 @@ pub fn run(args: Args) -> Result<(), Failure> {
 }
 
 impl ResetArgs {
-    /// Asks the host; where nobody answers that was not named, the group is moved without one.
-    fn carry_out(&self, config: &Config) -> Result<MoveView, Failure> {
-        if let Some(client) = self.client(config)? {
+    /// Asks the hosts; where nobody answers that was not named, the group is moved without one. Answers why some did not.
+    fn carry_out(&self, config: &Config) -> Result<(MoveView, Vec<ClientError>), Failure> {
+        if !self.admin.is_empty() {
+            let hosts = HostArgs::new(self.admin.clone(), self.token_env.clone());
+            return Ok(hosts.ask(|client| client.move_offsets(&self.handler, &self.wish()), MoveView::and)?);
+        }
+        if let Some(client) = self.configured(config)? {
             match client.move_offsets(&self.handler, &self.wish()) {
-                Err(ClientError::NoHost { url, .. }) if self.admin.is_none() => {
+                Err(ClientError::NoHost { url, .. }) => {
                     tracing::info!(url, "no host answers there; the group is moved without one");
                 }
-                answer => return Ok(answer?),
+                answer => return Ok((answer?, Vec::new())),
             }
         }
-        super::block_on(app::offsets::move_group(config, &self.handler, &self.reset()))
+        Ok((super::block_on(app::offsets::move_group(config, &self.handler, &self.reset()))?, Vec::new()))
     }
 
-    /// Who is asked: the host that is named, or the one of the configuration, with its token.
-    fn client(&self, config: &Config) -> Result<Option<Client>, Failure> {
-        let configured = config.admin.as_ref().filter(|_| self.admin.is_none());
-        let Some(url) = self.admin.clone().or_else(|| configured?.url()) else { return Ok(None) };
-        let token = configured.and_then(|admin| admin.token.as_ref()).filter(|_| self.token_env.is_none());
-        Ok(Some(match token {
+    /// The host of the configuration, with its token.
+    fn configured(&self, config: &Config) -> Result<Option<Client>, Failure> {
+        let Some((admin, url)) = config.admin.as_ref().and_then(|admin| Some((admin, admin.url()?))) else {
+            return Ok(None);
+        };
+        Ok(Some(match admin.token.as_ref().filter(|_| self.token_env.is_none()) {
             Some(token) => Client::new(&url, Some(token.read(&config.folder)?.expose().to_owned())),
-            None => HostArgs::new(url, self.token_env.clone()).client()?,
+            None => HostArgs::new(vec![url], self.token_env.clone()).client()?,
         }))
     }
 
@@ -200,7 +206,7 @@ fn text(view: &MoveView) -> String {
     }));
     lines.extend(view.elsewhere.iter().map(|Elsewhere { topic, partition, owner }| {
         let owner = owner.as_deref().unwrap_or("another host");
-        format!("  {topic}/{partition}  is held by {owner}: ask that host, with --admin URL")
+        format!("  {topic}/{partition}  is held by {owner}: ask that host too, with --admin URL,URL")
     }));
     lines.join("\n")
 }
@@ -242,7 +248,7 @@ mod tests {
         expect![[r#"
             orders: 1 partitions begin elsewhere
               orders/0  100 -> 5
-              orders/1  is held by 10.0.0.2 (b): ask that host, with --admin URL"#]]
+              orders/1  is held by 10.0.0.2 (b): ask that host too, with --admin URL,URL"#]]
         .assert_eq(&text(&view));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::guests::{ClientError, HostArgs};
+use super::client::{ClientError, HostArgs, all_answered};
 use super::{say, text};
 use crate::admin::{ParkedKeyView, ParkedView, Reach, UnparkRequest, Unparked};
 use crate::attempt::short;
@@ -75,16 +75,6 @@ pub fn unpark(args: UnparkArgs) -> Result<(), ClientError> {
     }
     let left = "not all partitions were reached, and keys that are parked in the others stay so";
     Err(ClientError::NotAll(format!("{left}; ask again, and all hosts at once, {ASK_MORE}")))
-}
-
-fn all_answered(failed: &[ClientError]) -> Result<(), ClientError> {
-    match failed {
-        [] => Ok(()),
-        failed => {
-            let texts: Vec<String> = failed.iter().map(ClientError::to_string).collect();
-            Err(ClientError::NotAll(format!("not all hosts have answered: {}", texts.join("; "))))
-        }
-    }
 }
 
 fn told(handler: &str, dry_run: bool, Unparked { keys, records, reach }: &Unparked) -> String {

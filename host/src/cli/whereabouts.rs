@@ -11,8 +11,8 @@ use std::str::FromStr;
 use serde_json::{Value, json};
 use tidemill_core::record::{Offset, is_topic_name};
 
+use super::client::{ClientError, HostArgs};
 use super::dlq::letters::{self, Letter, Search, Wanted};
-use super::guests::{ClientError, HostArgs};
 use super::{ConfigPath, say};
 use crate::admin::{WhereState, WhereView};
 use crate::broker::{Admin, Broker, BrokerError, PartitionInfo};
