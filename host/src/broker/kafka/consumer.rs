@@ -173,12 +173,8 @@ impl KafkaMember {
         partitions: &[TopicPartition],
         within: Duration,
     ) -> Result<Vec<Option<Offset>>, BrokerError> {
-        let closed = || BrokerError::Unavailable("the consumer is closed".to_owned());
-        let client = self.0.upgrade().ok_or_else(closed)?;
-        let asked = list(partitions.iter().map(|partition| (partition, Place::Invalid)))?;
-        let found = client.consumer.committed_offsets(asked, within);
-        let found = found.map_err(|error| client.unavailable(code_of(&error)))?;
-        Ok(partitions.iter().map(|partition| member::committed(&found, partition)).collect())
+        let client = self.open()?;
+        client.committed(&client.consumer, partitions, within)
     }
 
     /// The same as far as it is decided: what transactions that are still open are going to commit is not waited for.
@@ -187,12 +183,13 @@ impl KafkaMember {
         partitions: &[TopicPartition],
         within: Duration,
     ) -> Result<Vec<Option<Offset>>, BrokerError> {
-        let closed = || BrokerError::Unavailable("the consumer is closed".to_owned());
-        let client = self.0.upgrade().ok_or_else(closed)?;
+        let client = self.open()?;
         let asker: BaseConsumer = client.asking.create().map_err(refused_by_library)?;
-        let asked = list(partitions.iter().map(|partition| (partition, Place::Invalid)))?;
-        let found = asker.committed_offsets(asked, within).map_err(|error| client.unavailable(code_of(&error)))?;
-        Ok(partitions.iter().map(|partition| member::committed(&found, partition)).collect())
+        client.committed(&asker, partitions, within)
+    }
+
+    fn open(&self) -> Result<Arc<Client>, BrokerError> {
+        self.0.upgrade().ok_or_else(|| BrokerError::Unavailable("the consumer is closed".to_owned()))
     }
 }
 

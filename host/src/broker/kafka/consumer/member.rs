@@ -116,6 +116,18 @@ impl Client {
         errors::of_topic(code, topic, &self.context().listener.with_cause(&code.to_string()))
     }
 
+    /// What the group has committed, as this client is told: its own, or one that asks in another way. Blocks at most so long.
+    pub(super) fn committed<C: ConsumerContext>(
+        &self,
+        asker: &BaseConsumer<C>,
+        partitions: &[TopicPartition],
+        within: Duration,
+    ) -> Result<Vec<Option<Offset>>, BrokerError> {
+        let asked = list(partitions.iter().map(|partition| (partition, Place::Invalid)))?;
+        let found = asker.committed_offsets(asked, within).map_err(|error| self.unavailable(code_of(&error)))?;
+        Ok(partitions.iter().map(|partition| committed(&found, partition)).collect())
+    }
+
     /// Splits the partitions' queues, then assigns. The other way round records come out of the main queue.
     pub(super) fn start(
         self: &Arc<Self>,

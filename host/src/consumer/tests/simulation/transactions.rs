@@ -52,6 +52,15 @@ impl SimTransactions {
         Self { broker, id: id.to_owned(), epoch: 0, records: Vec::new() }
     }
 
+    /// The broker is there, and hears what it is asked.
+    async fn reached(&self) -> Result<(), TransactionError> {
+        let SimBroker { world, life } = &self.broker;
+        if !life.up_within(PATIENCE).await || world.mishap(|rates| rates.transaction) {
+            return Err(TransactionError::Unavailable("no answer".to_owned()));
+        }
+        Ok(())
+    }
+
     /// A mishap before anything has happened.
     fn early(&self) -> Option<TransactionError> {
         let mut state = self.broker.world.lock();
@@ -137,10 +146,8 @@ impl Transactions for SimTransactions {
     type Member = SimMember;
 
     async fn init(&mut self) -> Result<(), TransactionError> {
+        self.reached().await?;
         let SimBroker { world, life } = &self.broker;
-        if !life.up_within(PATIENCE).await || world.mishap(|rates| rates.transaction) {
-            return Err(TransactionError::Unavailable("no answer".to_owned()));
-        }
         world.latency(10).await;
         life.alive().await;
         self.epoch = {
@@ -222,11 +229,8 @@ impl Transactions for SimTransactions {
         _offsets: &[(TopicPartition, Offset)],
         _member: &SimMember,
     ) -> Result<bool, TransactionError> {
-        let SimBroker { world, life } = &self.broker;
-        if !life.up_within(PATIENCE).await || world.mishap(|rates| rates.transaction) {
-            return Err(TransactionError::Unavailable("no answer".to_owned()));
-        }
-        world.latency(10).await;
+        self.reached().await?;
+        self.broker.world.latency(10).await;
         Ok(true)
     }
 
@@ -236,11 +240,8 @@ impl Transactions for SimTransactions {
         offsets: &[(TopicPartition, Offset)],
         _member: &SimMember,
     ) -> Result<bool, TransactionError> {
-        let SimBroker { world, life } = &self.broker;
-        if !life.up_within(PATIENCE).await || world.mishap(|rates| rates.transaction) {
-            return Err(TransactionError::Unavailable("no answer".to_owned()));
-        }
-        let state = world.lock();
+        self.reached().await?;
+        let state = self.broker.world.lock();
         let kept: Vec<Option<Offset>> =
             offsets.iter().map(|(from, _)| state.group.committed[from.partition as usize]).collect();
         assert_eq!(lacking(offsets, &kept), [], "what was committed is there");
@@ -252,10 +253,8 @@ impl Transactions for SimTransactions {
         partitions: &[TopicPartition],
         _member: &SimMember,
     ) -> Result<Vec<Option<Offset>>, TransactionError> {
+        self.reached().await?;
         let SimBroker { world, life } = &self.broker;
-        if !life.up_within(PATIENCE).await || world.mishap(|rates| rates.transaction) {
-            return Err(TransactionError::Unavailable("no answer".to_owned()));
-        }
         let partitions = numbers(partitions);
         let undecided = || partitions.iter().any(|partition| world.lock().group.undecided[*partition as usize]);
         while undecided() {
